@@ -1,0 +1,182 @@
+//! The maps, and the tables of the pure logic on top of them.
+//!
+//! Sizes given here are the defaults; userspace may change the entry counts of the large ones when it loads the object.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, ProgramArray, RingBuf},
+};
+use tracer_ebpf::abi::{Layout, PROCESSES, THREAD_BUCKETS};
+use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES, Place};
+use tracer_ebpf::tables::{Account, Globals, Settings, Tables, Thread, Totals};
+
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static GLOBALS: Array<Globals> = Array::with_max_entries(1, 0);
+#[map]
+static LIVE: Array<Bucket> = Array::with_max_entries(1, 0);
+#[map]
+static INDEX: Array<Bucket> = Array::with_max_entries(1, 0);
+#[map]
+static CODES: Array<Bucket> = Array::with_max_entries(1, 0);
+#[map]
+static ACCOUNTS: Array<Account> = Array::with_max_entries(PROCESSES, 0);
+#[map]
+static LAYOUTS: Array<Layout> = Array::with_max_entries(PROCESSES, 0);
+#[map]
+static TOTALS: Array<Totals> = Array::with_max_entries(PROCESSES, 0);
+#[map]
+static THREAD_INDEX: Array<Bucket> = Array::with_max_entries(THREAD_BUCKETS, 0);
+#[map]
+static THREADS: Array<Thread> = Array::with_max_entries(THREAD_BUCKETS * 8, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// Programs that others continue in; see [`DEFINE`].
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(3, 0);
+
+/// Slot of the program that sends up code objects.
+pub const DEFINE: u32 = 0;
+/// Slot of the program that sends up stacks.
+pub const SEND_STACK: u32 = 1;
+/// A slot that stays empty: a tail call to it does nothing.
+pub const NOWHERE: u32 = 2;
+
+/// Where records go.
+pub fn events() -> &'static RingBuf {
+    &EVENTS
+}
+
+/// Where tail calls go.
+pub fn programs() -> &'static ProgramArray {
+    &PROGRAMS
+}
+
+/// The shared counters.
+#[inline(always)]
+pub fn globals() -> Option<&'static Globals> {
+    GLOBALS.get(0)
+}
+
+/// What userspace has set.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// How to read a process.
+#[inline(always)]
+pub fn layout(slot: u32) -> Option<&'static Layout> {
+    LAYOUTS.get(slot)
+}
+
+/// A process's totals.
+#[inline(always)]
+pub fn totals(slot: u32) -> Option<&'static Totals> {
+    TOTALS.get(slot)
+}
+
+/// The live blocks.
+pub struct LiveBuckets;
+/// Stack hash to account.
+pub struct IndexBuckets;
+/// Code objects that have been sent up.
+pub struct CodeBuckets;
+/// Thread id to place.
+pub struct ThreadBuckets;
+
+impl Buckets for LiveBuckets {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&Bucket> {
+        LIVE.get(number)
+    }
+}
+
+impl Buckets for IndexBuckets {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&Bucket> {
+        INDEX.get(number)
+    }
+}
+
+impl Buckets for CodeBuckets {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&Bucket> {
+        CODES.get(number)
+    }
+}
+
+impl Buckets for ThreadBuckets {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&Bucket> {
+        THREAD_INDEX.get(number)
+    }
+}
+
+/// All of them.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    type Live = LiveBuckets;
+    type Index = IndexBuckets;
+
+    #[inline(always)]
+    fn live(&self) -> &LiveBuckets {
+        &LiveBuckets
+    }
+
+    #[inline(always)]
+    fn index(&self) -> &IndexBuckets {
+        &IndexBuckets
+    }
+
+    #[inline(always)]
+    fn account(&self, number: u32) -> Option<&Account> {
+        ACCOUNTS.get(number)
+    }
+
+    #[inline(always)]
+    fn thread(&self, thread_id: u32) -> Option<&Thread> {
+        thread_at(find_thread(thread_id)?)
+    }
+}
+
+#[inline(always)]
+fn thread_candidates(thread_id: u32) -> Candidates {
+    Candidates::of(u64::from(thread_id), 0, THREAD_BUCKETS)
+}
+
+#[inline(always)]
+fn find_thread(thread_id: u32) -> Option<Place> {
+    bucket::find(&ThreadBuckets, thread_candidates(thread_id), u64::from(thread_id))
+}
+
+#[inline(always)]
+fn thread_at(place: Place) -> Option<&'static Thread> {
+    const { assert!(ENTRIES <= 8) };
+    THREADS.get(place.bucket * 8 + place.entry)
+}
+
+/// The running thread's cells, claimed when it is new; `None` when the table is full.
+#[inline(always)]
+pub fn own_thread(thread_id: u32) -> Option<&'static Thread> {
+    if let Some(place) = find_thread(thread_id) {
+        return thread_at(place);
+    }
+    let key = u64::from(thread_id);
+    thread_at(bucket::insert(&ThreadBuckets, thread_candidates(thread_id), key, 0)?)
+}
+
+/// Frees a thread's cells for the next owner.
+pub fn forget_thread(thread_id: u32) {
+    let Some(place) = find_thread(thread_id) else { return };
+    if let Some(thread) = thread_at(place) {
+        for cell in
+            [&thread.latest, &thread.thread_state, &thread.undefined, &thread.call_depth, &thread.call_entry]
+        {
+            cell.store(0);
+        }
+    }
+    bucket::remove(&ThreadBuckets, thread_candidates(thread_id), place, u64::from(thread_id));
+}

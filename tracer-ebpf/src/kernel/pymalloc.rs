@@ -1,0 +1,107 @@
+//! Programs on pymalloc's pops, pushes and pool openings.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::macros::{uprobe, uretprobe};
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use tracer_ebpf::abi::{POOL_SIZE_INDEX, domain, kind};
+use tracer_ebpf::account::{Freed, add};
+use tracer_ebpf::memory::Memory as _;
+
+use super::maps::{NOWHERE, programs};
+use super::memory::UserMemory;
+use super::registers::{register, result, stack_pointer};
+use super::stack::Event;
+
+/// The block, or where its address is.
+#[inline(always)]
+fn operand(context: &ProbeContext, event: &Event) -> u64 {
+    register(context, event.cookie.block()).wrapping_add_signed(event.cookie.displacement())
+}
+
+/// A block has left its pool: block and pool are in registers.
+#[uprobe]
+#[inline(always)]
+pub fn pop(context: ProbeContext) -> u32 {
+    let Some(event) = Event::of(&context) else { return 0 };
+    let operand = operand(&context, &event);
+    let is_indirect = event.cookie.kind() == kind::POP_INDIRECT;
+    let block = if is_indirect { UserMemory.word_or_zero(operand) } else { operand };
+    allocated(&context, &event, block, register(&context, event.cookie.pool()));
+    0
+}
+
+/// The function that opens pools returns the first block of one, or null.
+#[uretprobe]
+#[inline(always)]
+pub fn pool_return(context: RetProbeContext) -> u32 {
+    let context = ProbeContext::new(context.as_ptr());
+    let Some(event) = Event::of(&context) else { return 0 };
+    let block = result(&context);
+    if block != 0 {
+        allocated(&context, &event, block, block & !u64::from(event.layout.pool_mask));
+    }
+    0
+}
+
+/// Size classes are 16 bytes apart (`ALIGNMENT`, Objects/obmalloc.c, 3.7 and later on 64-bit hosts).
+#[inline(always)]
+fn allocated(context: &ProbeContext, event: &Event, block: u64, pool: u64) {
+    let totals = event.totals;
+    add(&totals.pops, 1);
+    let class = UserMemory.half_or_zero(pool.wrapping_add(POOL_SIZE_INDEX));
+    let size = (u64::from(class & 63) + 1) << 4;
+    let thread = event.thread();
+    let start = event.stack_start(thread, true);
+    let id = event.account(start, domain::PYMALLOC);
+    if let Some(books) = event.books() {
+        books.allocated(id, thread, block, size, domain::PYMALLOC);
+    }
+    event.define(context, id, thread);
+}
+
+/// A block has gone back to its pool.
+#[uprobe]
+#[inline(always)]
+pub fn push(context: ProbeContext) -> u32 {
+    let Some(event) = Event::of(&context) else { return 0 };
+    let operand = operand(&context, &event);
+    let block = match event.cookie.kind() {
+        kind::PUSH => operand,
+        kind::PUSH_INDIRECT => UserMemory.word_or_zero(operand),
+        _ => {
+            // Never so. The call is here because a program without a tail call may get a private stack (see `mod.rs`).
+            // SAFETY: nothing needs to be dropped, and the slot is empty.
+            unsafe { programs().tail_call(&context, NOWHERE) };
+            return 0;
+        }
+    };
+    let totals = event.totals;
+    add(&totals.pushes, 1);
+    if event.books().is_some_and(|books| books.freed(block) == Freed::Unknown) {
+        add(&totals.unknown_pushes, 1);
+    }
+    0
+}
+
+/// Counts nothing: the floor that benches compare with.
+#[uprobe]
+#[inline(always)]
+pub fn empty(context: ProbeContext) -> u32 {
+    if stack_pointer(&context) == 0 {
+        // SAFETY: as above.
+        unsafe { programs().tail_call(&context, NOWHERE) };
+    }
+    0
+}
+
+/// The same on a return.
+#[uretprobe]
+#[inline(always)]
+pub fn empty_return(context: RetProbeContext) -> u32 {
+    let context = ProbeContext::new(context.as_ptr());
+    if stack_pointer(&context) == 0 {
+        // SAFETY: as above.
+        unsafe { programs().tail_call(&context, NOWHERE) };
+    }
+    0
+}

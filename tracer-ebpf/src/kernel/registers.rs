@@ -1,0 +1,132 @@
+//! A register by its number.
+//!
+//! The verifier allows the context to be read at fixed offsets only, and a compiler turns a `match` over field reads into
+//! one read at a computed offset. Inline assembly keeps the reads apart; the choice is a short tree of comparisons.
+
+use aya_ebpf::programs::ProbeContext;
+
+macro_rules! read {
+    ($context:expr, $offset:literal) => {{
+        let value: u64;
+        // SAFETY: reads eight bytes at a fixed offset inside the saved registers, which the verifier checks.
+        unsafe {
+            core::arch::asm!(concat!("{0} = *(u64 *)({1} + ", $offset, ")"), out(reg) value, in(reg) $context.regs, options(readonly, nostack, preserves_flags));
+        }
+        value
+    }};
+}
+
+/// The register with this hardware number (`plan::Register`); 0 for a number that there is not.
+/// Offsets: `struct pt_regs`, arch/x86/include/uapi/asm/ptrace.h.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn register(context: &ProbeContext, number: u8) -> u64 {
+    match number {
+        0 => read!(context, 80),
+        1 => read!(context, 88),
+        2 => read!(context, 96),
+        3 => read!(context, 40),
+        5 => read!(context, 32),
+        6 => read!(context, 104),
+        7 => read!(context, 112),
+        8 => read!(context, 72),
+        9 => read!(context, 64),
+        10 => read!(context, 56),
+        11 => read!(context, 48),
+        12 => read!(context, 24),
+        13 => read!(context, 16),
+        14 => read!(context, 8),
+        15 => read!(context, 0),
+        _ => 0,
+    }
+}
+
+/// The stack pointer.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn stack_pointer(context: &ProbeContext) -> u64 {
+    read!(context, 152)
+}
+
+/// The n-th argument of a C function, for n below 3.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn argument<const N: u8>(context: &ProbeContext) -> u64 {
+    match N {
+        0 => read!(context, 112),
+        1 => read!(context, 104),
+        _ => read!(context, 96),
+    }
+}
+
+/// What a C function returned.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn result(context: &ProbeContext) -> u64 {
+    read!(context, 80)
+}
+
+/// The register with this number, `x0` to `x30`. Offsets: `struct user_pt_regs`, arch/arm64/include/uapi/asm/ptrace.h.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn register(context: &ProbeContext, number: u8) -> u64 {
+    match number {
+        0 => read!(context, 0),
+        1 => read!(context, 8),
+        2 => read!(context, 16),
+        3 => read!(context, 24),
+        4 => read!(context, 32),
+        5 => read!(context, 40),
+        6 => read!(context, 48),
+        7 => read!(context, 56),
+        8 => read!(context, 64),
+        9 => read!(context, 72),
+        10 => read!(context, 80),
+        11 => read!(context, 88),
+        12 => read!(context, 96),
+        13 => read!(context, 104),
+        14 => read!(context, 112),
+        15 => read!(context, 120),
+        16 => read!(context, 128),
+        17 => read!(context, 136),
+        18 => read!(context, 144),
+        19 => read!(context, 152),
+        20 => read!(context, 160),
+        21 => read!(context, 168),
+        22 => read!(context, 176),
+        23 => read!(context, 184),
+        24 => read!(context, 192),
+        25 => read!(context, 200),
+        26 => read!(context, 208),
+        27 => read!(context, 216),
+        28 => read!(context, 224),
+        29 => read!(context, 232),
+        30 => read!(context, 240),
+        _ => 0,
+    }
+}
+
+/// The stack pointer.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn stack_pointer(context: &ProbeContext) -> u64 {
+    read!(context, 248)
+}
+
+/// The n-th argument of a C function, for n below 3.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn argument<const N: u8>(context: &ProbeContext) -> u64 {
+    match N {
+        0 => read!(context, 0),
+        1 => read!(context, 8),
+        _ => read!(context, 16),
+    }
+}
+
+/// What a C function returned.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn result(context: &ProbeContext) -> u64 {
+    read!(context, 0)
+}

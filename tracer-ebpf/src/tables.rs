@@ -1,0 +1,145 @@
+//! The tables of the account as the pure logic sees them: plain cells behind a trait.
+//!
+//! In the kernel they are array maps, on the host vectors. All cells are atomic because a uprobe program can run on every
+//! CPU at once and can be preempted by another run of itself (design: docs/decisions/0002-no-per-cpu-scratch.md).
+
+use crate::bucket::Buckets;
+use crate::cell::Cell;
+
+/// Counters of one (process, thread, domain, stack). Account `n < PROCESSES` gathers what
+/// process `n` could not place.
+#[repr(C)]
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "the names are the metrics of docs/ARCHITECTURE.md")]
+pub struct Account {
+    /// `thread id | domain << 32 | process << 40`; 0: never used.
+    pub owner: Cell,
+    /// 1 once the stack has been sent up.
+    pub sent: Cell,
+    pub allocated_count: Cell,
+    pub allocated_bytes: Cell,
+    pub live_count: Cell,
+    pub live_bytes: Cell,
+    /// Live values at the process's peak, valid if `changed` is later than the peak.
+    pub peak_count: Cell,
+    pub peak_bytes: Cell,
+    /// The process's event sequence at the last change of this account.
+    pub changed: Cell,
+    pub temporary_count: Cell,
+    pub temporary_bytes: Cell,
+    pub spare: Cell,
+}
+
+/// Totals and losses of one process.
+#[repr(C)]
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "the names are the counters of docs/ARCHITECTURE.md")]
+pub struct Totals {
+    /// Event sequence: every change of an account takes the next number.
+    pub events: Cell,
+    pub live_bytes: Cell,
+    pub peak_bytes: Cell,
+    /// Event sequence at which `live_bytes` was highest.
+    pub peak_at: Cell,
+    pub pops: Cell,
+    pub pushes: Cell,
+    /// Pushes of blocks that were never seen to leave their pool.
+    pub unknown_pushes: Cell,
+    /// Pops of blocks that were never seen to come back.
+    pub repeated_pops: Cell,
+    pub mallocs: Cell,
+    pub frees: Cell,
+    pub unknown_frees: Cell,
+    pub repeated_mallocs: Cell,
+    pub thinned: Cell,
+    pub live_table_full: Cell,
+    pub stack_table_full: Cell,
+    pub thread_table_full: Cell,
+    pub failed_reads: Cell,
+    pub ring_full: Cell,
+    pub abandoned_calls: Cell,
+    /// Counts the ends of code objects that had been sent up, as long as there is room for new accounts: stacks of
+    /// different epochs have different accounts, so that later code at the same address does not get the earlier one's name.
+    pub epoch: Cell,
+    /// Such ends after which no epoch began, because the accounts are half used up: names may be those of earlier code.
+    pub stale_codes: Cell,
+}
+
+/// What one thread has in flight. Only the thread itself writes it, and it is in one handler at a time.
+#[repr(C)]
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "calls.rs explains the parts of a call")]
+pub struct Thread {
+    /// Live-table key of its latest allocation.
+    pub latest: Cell,
+    /// The thread state that was proved to be its own.
+    pub thread_state: Cell,
+    /// The account whose stack waits to be sent up.
+    pub undefined: Cell,
+    /// The malloc call it is in; see `calls.rs`.
+    pub call_depth: Cell,
+    pub call_stack_pointer: Cell,
+    pub call_function: Cell,
+    pub call_size: Cell,
+    /// realloc: the old block's key; posix_memalign: where the result will be stored.
+    pub call_pointer: Cell,
+    /// realloc: the old block's entry, taken out of the live table; 0: it had none.
+    pub call_entry: Cell,
+    pub spare: [Cell; 7],
+}
+
+/// What userspace sets, before anything is armed or (where said) while it is. The kernel half only reads it.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// Fill of the live table at which thinning begins, in entries.
+    pub live_soft_limit: Cell,
+    /// How many more entries make the next halving.
+    pub live_step: Cell,
+    /// Buckets of the live table.
+    pub live_buckets: Cell,
+    /// Buckets of the stack index.
+    pub index_buckets: Cell,
+    /// Buckets of the table of sent code objects.
+    pub code_buckets: Cell,
+    /// Number of accounts.
+    pub accounts: Cell,
+    /// Random, per run.
+    pub seed: Cell,
+    /// Offset of the user thread pointer in `task_struct`.
+    pub thread_pointer_offset: Cell,
+    /// The process that may be held: a COMMAND of ours; 0: none. Changes while programs run.
+    pub held_process: Cell,
+    /// 2^32 divided by `live_buckets`.
+    pub live_step_between_lines: Cell,
+}
+
+/// What the kernel half counts for all processes together.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Globals {
+    /// Entries in the live table.
+    pub live_used: Cell,
+    /// Accounts handed out, the processes' own ones included.
+    pub accounts_used: Cell,
+    /// How often the COMMAND has been held after an exec.
+    pub exec_holds: Cell,
+    /// How often the COMMAND has been held at a point.
+    pub point_holds: Cell,
+}
+
+/// All tables.
+pub trait Tables {
+    /// Live blocks.
+    type Live: Buckets;
+    /// Stack hash to account.
+    type Index: Buckets;
+    /// Live blocks.
+    fn live(&self) -> &Self::Live;
+    /// Stack hash to account.
+    fn index(&self) -> &Self::Index;
+    /// One account.
+    fn account(&self, number: u32) -> Option<&Account>;
+    /// A thread that has a place, by its id in the initial namespace.
+    fn thread(&self, thread_id: u32) -> Option<&Thread>;
+}

@@ -1,0 +1,150 @@
+//! The Python walk: from a thread state to frames, without any native unwinding.
+//!
+//! One wide read a frame (design: docs/ARCHITECTURE.md, "kernel half"). Which words of it mean what comes from a
+//! [`Layout`], so an interpreter version is a table row and not code.
+//! It must not know names, lines or where frames are kept.
+
+use core::ops::ControlFlow;
+
+use crate::abi::{Layout, MAX_FRAMES, end};
+use crate::hash::{mix, spread};
+use crate::memory::{Memory, WIDE_WORDS, Wide};
+
+/// Where a stack begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The innermost frame; 0 when there is none.
+    pub frame: u64,
+    /// Why there is none, from [`end`].
+    pub reason: u32,
+}
+
+/// A frame as read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Visited {
+    /// The code object.
+    pub code: u64,
+    /// Distance from the code object to the instruction, or `f_lasti`.
+    pub instruction: u32,
+}
+
+/// What a walk calls for each Python frame, innermost first. A trait and not a closure: every method must end up inlined in
+/// the eBPF program, and closures cannot be marked so.
+pub trait Visitor {
+    /// `Break` ends the walk.
+    fn visit(&mut self, frame: Visited) -> ControlFlow<()>;
+}
+
+/// A word of a wide read, by an index that comes from a table.
+#[inline(always)]
+fn word(words: &Wide, index: u32) -> u64 {
+    words[index as usize & (WIDE_WORDS - 1)]
+}
+
+/// The frame that a thread state points to.
+#[inline(always)]
+pub fn innermost<M: Memory>(memory: &M, layout: &Layout, thread_state: u64) -> Start {
+    let read = memory.read_word(thread_state.wrapping_add(u64::from(layout.thread_frame)));
+    let frame = match read {
+        Some(cframe) if layout.has_cframe != 0 && cframe != 0 => {
+            memory.read_word(cframe.wrapping_add(u64::from(layout.cframe_frame)))
+        }
+        other => other,
+    };
+    match frame {
+        None => Start { frame: 0, reason: end::FAILED_READ },
+        Some(0) => Start { frame: 0, reason: end::NO_FRAME },
+        Some(frame) => Start { frame, reason: end::COMPLETE },
+    }
+}
+
+/// Shows every Python frame to `visitor` and says how the walk ended.
+#[inline(always)]
+pub fn walk<M: Memory>(memory: &M, layout: &Layout, start: Start, visitor: &mut impl Visitor) -> u32 {
+    let mut words: Wide = [0; WIDE_WORDS];
+    let mut frame = start.frame;
+    if frame == 0 {
+        return start.reason;
+    }
+    for _ in 0..MAX_FRAMES {
+        if !memory.read_wide(
+            frame.wrapping_add(u64::from(layout.frame_start)),
+            layout.frame_length,
+            &mut words,
+        ) {
+            return end::FAILED_READ;
+        }
+        // Bit 0 tags deferred and immortal references from 3.14 on (Include/internal/pycore_stackref.h); no object is odd.
+        let code = word(&words, layout.code_word) & !1;
+        let owner = word(&words, layout.owner_word) >> (layout.owner_shift & 63) & 0xff;
+        if owner < u64::from(layout.owner_skip_from) && code != 0 {
+            let at = word(&words, layout.instruction_word);
+            let instruction = at.wrapping_sub(code & layout.instruction_base) as u32;
+            if visitor.visit(Visited { code, instruction }).is_break() {
+                return end::COMPLETE;
+            }
+        }
+        frame = word(&words, layout.previous_word);
+        if frame == 0 {
+            return end::COMPLETE;
+        }
+    }
+    end::TRUNCATED
+}
+
+/// Tells code objects apart that lived at one address, by what they point to.
+#[inline(always)]
+pub fn fingerprint<M: Memory>(memory: &M, layout: &Layout, code: u64) -> u32 {
+    let [a, b, c, d] = memory.read_constants(code.wrapping_add(u64::from(layout.code_file)));
+    spread(mix(mix(mix(a, b), c), d & layout.code_last_constant)) as u32
+}
+
+/// The identity of a stack, without keeping it: the second walk, which sends it up, sees the same frames, because the
+/// thread waits in its trap meanwhile.
+#[derive(Debug)]
+pub struct Identity {
+    /// The hash so far; begin with a seed that holds the process's epoch.
+    pub hash: u64,
+}
+
+impl Visitor for Identity {
+    #[inline(always)]
+    fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
+        self.hash = mix(mix(self.hash, frame.code), u64::from(frame.instruction));
+        ControlFlow::Continue(())
+    }
+}
+
+/// The state of a thread that is known to hold the interpreter lock, as every user of pymalloc must.
+#[inline(always)]
+pub fn locked_thread_state<M: Memory>(memory: &M, layout: &Layout) -> Result<u64, u32> {
+    match memory.read_word(layout.thread_state_pointer) {
+        Some(0) => Err(end::NO_THREAD_STATE),
+        Some(state) => Ok(state),
+        None => Err(end::FAILED_READ),
+    }
+}
+
+/// The state of the thread that is running, if it is one of Python's.
+///
+/// `proved` is the state that this thread was last seen with, `own_ident` the thread's own `pthread_self`: a thread that
+/// does not hold the interpreter lock may find another's state where the running one's should be.
+#[inline(always)]
+pub fn thread_state<M: Memory>(memory: &M, layout: &Layout, proved: u64, own_ident: u64) -> Result<u64, u32> {
+    if layout.thread_state_pointer == 0 {
+        return Err(end::NO_INTERPRETER);
+    }
+    let current = memory.read_word(layout.thread_state_pointer).unwrap_or(0);
+    if current != 0 && current == proved {
+        return Ok(current);
+    }
+    let ident_at = |state: u64| memory.word_or_zero(state.wrapping_add(u64::from(layout.thread_ident)));
+    if own_ident != 0 && current != 0 && ident_at(current) == own_ident {
+        return Ok(current);
+    }
+    // The lock is with another thread, or with none: what this thread was proved to be holds if it is still so marked.
+    if own_ident != 0 && proved != 0 && ident_at(proved) == own_ident {
+        return Ok(proved);
+    }
+    Err(if current == 0 && proved == 0 { end::NO_THREAD_STATE } else { end::FOREIGN_THREAD })
+}

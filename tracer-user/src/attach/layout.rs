@@ -1,0 +1,68 @@
+//! From an interpreter's layout to the one that the kernel half reads: offsets become words of one wide read.
+
+use tracer_ebpf::abi::Layout;
+
+use crate::discover::Target;
+use crate::discover::layout::{FrameSource, InstructionKind, InterpreterLayout};
+
+/// The layout of a process. `thread_state_pointer` is the address of the pointer to the running thread's state.
+#[must_use]
+pub fn kernel_layout(target: &Target, thread_state_pointer: u64) -> Layout {
+    let row = target.interpreter.layout;
+    let (thread_frame, has_cframe, cframe_frame) = match row.thread_state.frame {
+        FrameSource::Direct(offset) => (offset, 0, 0),
+        FrameSource::Cframe { cframe, current_frame } => (cframe, 1, current_frame),
+    };
+    let mut layout = Layout {
+        active: 1,
+        pid: target.pid,
+        thread_state_pointer,
+        thread_frame,
+        has_cframe,
+        cframe_frame,
+        thread_ident: row.thread_state.thread_id,
+        ..Layout::default()
+    };
+    set_frame(&mut layout, row);
+    set_code(&mut layout, row);
+    layout
+}
+
+fn set_frame(layout: &mut Layout, row: &InterpreterLayout) {
+    let frame = &row.frame;
+    let owner = frame.owner.map(|owner| owner & !7);
+    let fields = [Some(frame.code), Some(frame.previous), Some(frame.instruction), owner];
+    let start = fields.iter().flatten().copied().min().unwrap_or(0) & !7;
+    let end = fields.iter().flatten().copied().max().unwrap_or(0) + 8;
+    let word = |offset: u32| (offset - start) / 8;
+    layout.frame_start = start;
+    layout.frame_length = end - start;
+    layout.code_word = word(frame.code);
+    layout.previous_word = word(frame.previous);
+    layout.instruction_word = word(frame.instruction);
+    layout.instruction_base = if frame.instruction_kind == InstructionKind::Pointer { u64::MAX } else { 0 };
+    layout.owner_word = owner.map_or(0, word);
+    layout.owner_shift = frame.owner.map_or(0, |owner| owner % 8 * 8);
+    layout.owner_skip_from = frame.skipped_owner.map_or(256, u32::from);
+}
+
+fn set_code(layout: &mut Layout, row: &InterpreterLayout) {
+    layout.code_first_line = row.code.first_line;
+    layout.code_first_traceable = row.code.first_traceable.unwrap_or(0);
+    layout.code_name = row.code.name;
+    layout.code_qualified_name = row.code.qualified_name.unwrap_or(0);
+    layout.code_file = row.code.file;
+    layout.code_line_table = row.code.line_table;
+    layout.ascii_text = row.string.ascii_data;
+    layout.compact_text = row.string.compact_data;
+    layout.text_length = row.string.length;
+    layout.text_state = row.string.state;
+    layout.text_kind_shift = u32::from(row.string.state_bits.kind_shift);
+    layout.text_ascii_shift = u32::from(row.string.state_bits.ascii);
+    layout.bytes_size = row.bytes.size;
+    layout.bytes_data = row.bytes.data;
+    layout.pool_mask = row.pools.pool_size - 1;
+    // `co_filename`, `co_name`, then `co_qualname` where there is one, and the line table: neighbours in every version.
+    let line_table_is_last = row.code.line_table == row.code.file + 24;
+    layout.code_last_constant = if line_table_is_last { u64::MAX } else { 0 };
+}

@@ -1,0 +1,101 @@
+//! Stage 3: plans into armed probe points.
+//!
+//! Only this stage and `drain` know aya, and only this stage makes system calls of its own. Whatever it arms belongs to file
+//! descriptors: it is gone when they are dropped, also when the tracer is killed.
+
+mod kernel;
+mod kernel_types;
+mod layout;
+mod object;
+mod readiness;
+mod syscall;
+mod target;
+
+pub use kernel::{Armed, Kernel, Mechanism, ProbePoint, Program, TableSizes};
+pub use layout::kernel_layout;
+pub use readiness::Readiness;
+pub use target::{FilePlan, Slot, arm};
+
+use std::io;
+use std::path::PathBuf;
+
+/// What can go wrong between a plan and its armed points.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel does not describe its types.
+    #[error(
+        "failed to read the kernel's type information `{path}`: run on a kernel with CONFIG_DEBUG_INFO_BTF=y"
+    )]
+    NoKernelTypes {
+        /// Where it should be.
+        path: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The type information lacks what we need.
+    #[error(
+        "the kernel's type information has no `{member}`: this kernel is not supported yet, please report its version"
+    )]
+    UnknownKernelType {
+        /// What was looked for.
+        member: &'static str,
+    },
+    /// No permission for bpf(2).
+    #[error(
+        "the kernel refused `{call}`: run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE{extra}"
+    )]
+    Refused {
+        /// Which call.
+        call: &'static str,
+        /// More that this mechanism needs.
+        extra: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The object in the binary could not be used.
+    #[error(
+        "failed to load the built-in eBPF object ({what}): please report this with your kernel's version"
+    )]
+    Object {
+        /// Which part.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The verifier said no.
+    #[error(
+        "the kernel's verifier refused program `{program}`: please report this with your kernel's version; it said: {log}"
+    )]
+    Verifier {
+        /// Which program.
+        program: &'static str,
+        /// The last lines of its log.
+        log: String,
+        /// What the call said.
+        source: io::Error,
+    },
+    /// The points could not be armed.
+    #[error("failed to arm {points} probe points in `{file}`")]
+    Arm {
+        /// How many.
+        points: usize,
+        /// Where.
+        file: PathBuf,
+        /// What the call said.
+        source: io::Error,
+    },
+    /// The process went away meanwhile.
+    #[error("process {pid} ended before it was armed")]
+    Gone {
+        /// Which.
+        pid: u32,
+    },
+    /// A map could not be read or written.
+    #[error("failed to access the kernel table `{table}`")]
+    Table {
+        /// Which.
+        table: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,150 @@
+//! The two bpf(2) calls that aya 0.14 cannot make: loading a program for `uprobe_multi`, and creating such a link.
+//!
+//! One link arms hundreds of points in milliseconds, and needs no CAP_SYS_ADMIN (docs/decisions/0001-uprobe-multi.md). aya
+//! 0.15 can do both but needs a newer compiler; this file goes away when the project can be raised to it.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+const BPF_MAP_UPDATE_ELEM: i64 = 2;
+const BPF_PROG_LOAD: i64 = 5;
+const BPF_LINK_CREATE: i64 = 28;
+const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// The head of `union bpf_attr` for `BPF_PROG_LOAD` (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoad {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+}
+
+/// `union bpf_attr` for `BPF_LINK_CREATE`, the `uprobe_multi` arm.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    reference_counters: u64,
+    cookies: u64,
+    count: u32,
+    multi_flags: u32,
+    pid: u32,
+    padding: u32,
+}
+
+/// `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`.
+#[repr(C)]
+#[derive(Default)]
+struct MapUpdate {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn bpf<Attributes>(command: i64, attributes: &mut Attributes) -> io::Result<i64> {
+    // SAFETY: `attributes` is a `repr(C)` prefix of `union bpf_attr` and its true size is passed; the pointers in it were
+    // made from references that outlive this call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<Attributes>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn descriptor(number: i64) -> OwnedFd {
+    // SAFETY: the kernel has just returned this number as a new descriptor, which nothing else owns.
+    unsafe { OwnedFd::from_raw_fd(number as i32) }
+}
+
+fn raw(descriptor: BorrowedFd<'_>) -> u32 {
+    u32::try_from(descriptor.as_raw_fd()).unwrap_or(u32::MAX)
+}
+
+/// Loads a relocated program for `uprobe_multi` links. On failure the verifier's words go to `log`.
+pub fn load_program(
+    name: &str,
+    instructions: &[[u8; 8]],
+    license: &CStr,
+    log: &mut Vec<u8>,
+) -> io::Result<OwnedFd> {
+    let mut attributes = ProgramLoad {
+        program_type: BPF_PROG_TYPE_KPROBE,
+        instruction_count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        ..ProgramLoad::default()
+    };
+    for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    match bpf(BPF_PROG_LOAD, &mut attributes) {
+        Ok(number) => Ok(descriptor(number)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM)) => Err(error),
+        Err(_) => {
+            // Again with a log: asking for one up front costs time even when all is well.
+            log.resize(16 << 20, 0);
+            attributes.log_level = 1;
+            attributes.log_size = 16 << 20;
+            attributes.log_buffer = log.as_mut_ptr() as u64;
+            bpf(BPF_PROG_LOAD, &mut attributes).map(descriptor)
+        }
+    }
+}
+
+/// Arms `offsets` of the file at `path`, each with its cookie, in process `pid`. Needs Linux 6.6.
+pub fn link_uprobes(
+    program: BorrowedFd<'_>,
+    path: &CStr,
+    offsets: &[u64],
+    cookies: &[u64],
+    pid: u32,
+    on_return: bool,
+) -> io::Result<OwnedFd> {
+    if offsets.len() != cookies.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut attributes = LinkCreate {
+        program: raw(program),
+        attach_type: BPF_TRACE_UPROBE_MULTI,
+        path: path.as_ptr() as u64,
+        offsets: offsets.as_ptr() as u64,
+        cookies: cookies.as_ptr() as u64,
+        count: u32::try_from(offsets.len()).unwrap_or(u32::MAX),
+        multi_flags: if on_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
+        pid,
+        ..LinkCreate::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attributes).map(descriptor)
+}
+
+/// Puts a program into a program array.
+pub fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = raw(program);
+    let mut attributes = MapUpdate {
+        map: raw(array),
+        key: std::ptr::from_ref(&index) as u64,
+        value: std::ptr::from_ref(&value) as u64,
+        ..MapUpdate::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}

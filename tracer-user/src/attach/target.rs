@@ -1,0 +1,91 @@
+//! Arms one process: plans become probe points with cookies, grouped by the program that they start.
+
+use std::path::Path;
+
+use tracer_ebpf::abi::{Cookie, function, kind};
+
+use super::{Armed, AttachError, Kernel, ProbePoint, Program};
+use crate::plan::{MallocFunction, Operand, Plan, Point, PointKind, Register};
+
+/// Which process, as the kernel half knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// Its process id.
+    pub pid: u32,
+    /// Its place in the kernel's tables.
+    pub number: u16,
+}
+
+/// What to arm in a process.
+#[derive(Debug, Clone, Copy)]
+pub struct FilePlan<'a> {
+    /// A path to the file.
+    pub path: &'a Path,
+    /// Its points.
+    pub plan: &'a Plan,
+}
+
+/// The programs of a recording, in the order in which they are armed: a return before its entry, so that no entry waits for
+/// a return that is not watched, and frees before allocations.
+const ORDER: [Program; 5] =
+    [Program::Push, Program::MallocReturn, Program::MallocEnter, Program::PoolReturn, Program::Pop];
+
+/// Arms every point of `plans` in a process. With `bare`, the points start a program that does nothing: the floor that the
+/// benches compare with.
+pub fn arm(
+    kernel: &mut Kernel,
+    slot: Slot,
+    plans: &[FilePlan<'_>],
+    bare: bool,
+) -> Result<Vec<Armed>, AttachError> {
+    let mut armed = Vec::new();
+    for program in ORDER {
+        for file in plans {
+            let points: Vec<ProbePoint> =
+                file.plan.points.iter().filter_map(|point| probe_point(point, program, slot)).collect();
+            if !points.is_empty() {
+                let started = if bare { program.bare() } else { program };
+                armed.push(kernel.arm(started, file.path, slot.pid, &points)?);
+            }
+        }
+    }
+    Ok(armed)
+}
+
+/// The probe point if `program` is to be started there.
+fn probe_point(point: &Point, program: Program, slot: Slot) -> Option<ProbePoint> {
+    const NO_OPERAND: Operand = Operand { register: Register(0), displacement: 0 };
+    let (of, number, block, pool) = match point.kind {
+        PointKind::Pop { block, pool } | PointKind::NewPoolBranch { block, pool } => {
+            (Program::Pop, kind::POP, block, pool)
+        }
+        PointKind::Push { block } => (Program::Push, kind::PUSH, block, Register(0)),
+        PointKind::PopIndirect { block, pool } => (Program::Pop, kind::POP_INDIRECT, block, pool),
+        PointKind::PushIndirect { block } => (Program::Push, kind::PUSH_INDIRECT, block, Register(0)),
+        PointKind::NewPoolReturn => (Program::PoolReturn, kind::POOL_RETURN, NO_OPERAND, Register(0)),
+        PointKind::Malloc(MallocFunction::Free) if program == Program::MallocReturn => return None,
+        PointKind::Malloc(called) if program == Program::MallocReturn => {
+            (program, kind::MALLOC + number_of(called), NO_OPERAND, Register(0))
+        }
+        PointKind::Malloc(called) => {
+            (Program::MallocEnter, kind::MALLOC + number_of(called), NO_OPERAND, Register(0))
+        }
+    };
+    let cookie = Cookie::new(number, slot.number, block.register.0, block.displacement, pool.0);
+    (of == program).then_some(ProbePoint { offset: point.offset, cookie })
+}
+
+const fn number_of(called: MallocFunction) -> u8 {
+    match called {
+        MallocFunction::Malloc => function::MALLOC,
+        MallocFunction::Calloc => function::CALLOC,
+        MallocFunction::Realloc => function::REALLOC,
+        MallocFunction::ReallocArray => function::REALLOC_ARRAY,
+        MallocFunction::Free => function::FREE,
+        MallocFunction::PosixMemalign => function::POSIX_MEMALIGN,
+        MallocFunction::AlignedAlloc => function::ALIGNED_ALLOC,
+        MallocFunction::Memalign => function::MEMALIGN,
+        MallocFunction::Valloc => function::VALLOC,
+        MallocFunction::Pvalloc => function::PVALLOC,
+    }
+}

@@ -1,0 +1,9 @@
+//! The census: what a process's memory holds, read from outside, with no probe.
+//!
+//! Pure readers over [`crate::discover::memory`]. It must not know probes, the account or outputs.
+pub mod arenas;
+mod header;
+pub mod pools;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! `alloctrace record`: watches processes or a command and writes what holds their memory.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal as _, Write as _},
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{ExitCode, ExitStatus},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{HumanBytes, HumanCount};
+
+use super::{FAILED, NOTHING_RECORDED, values};
+use crate::{
+    attach::{Mechanism, TableSizes},
+    output::{self, Format, Options, summary, text},
+    profile::Profile,
+    session::{self, Observer, Progress, Request, Subject},
+};
+
+/// Record a profile
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Record this process; may be given more than once
+    #[arg(
+        short,
+        long = "pid",
+        value_name = "PID",
+        required_unless_present = "command",
+        conflicts_with = "command"
+    )]
+    pids: Vec<u32>,
+    /// Run this command and record it from its first allocation
+    #[arg(value_name = "COMMAND", last = true)]
+    command: Vec<OsString>,
+    /// Where to write; the ending says what: .pb.gz (pprof), .svg, .folded, .json, .speedscope.json
+    /// [default: alloctrace-NAME-TIME.pb.gz]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How to watch
+    #[arg(long, value_name = "MODE", default_value = "exact")]
+    mode: Mode,
+    /// Stop recording after this time, such as 30s or 5m; the process goes on
+    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    #[command(flatten)]
+    what: values::What,
+    /// Say nothing but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say what is found and done on the way; twice: everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Arm points one by one, as on kernels before 6.6
+    #[arg(long, hide = true)]
+    perf_events: bool,
+    /// Live blocks that the kernel's table holds; past half of it, blocks are thinned
+    #[arg(long, value_name = "N", hide = true)]
+    live_blocks: Option<u32>,
+    /// Stacks that the kernel's table holds
+    #[arg(long, value_name = "N", hide = true)]
+    stacks: Option<u32>,
+    /// Start programs that do nothing: the floor that benches compare with
+    #[arg(long, hide = true)]
+    bench_empty: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Every allocation and free
+    Exact,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    log_to_standard_error(arguments.verbose);
+    let path = arguments.output.clone().unwrap_or_else(|| default_path(arguments));
+    let format = Format::of(&path)?;
+    output::check_writable(&path)?;
+    let request = Request {
+        subject: subject(arguments),
+        duration: arguments.duration,
+        mechanism: arguments.perf_events.then_some(Mechanism::Perf),
+        sizes: sizes(arguments)?,
+        bare: arguments.bench_empty,
+    };
+    let mut console = Console::new(arguments, path, format);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start")?;
+    let recorded = runtime.block_on(session::record(&request, &mut console))?;
+    std::mem::replace(&mut console.written, Ok(()))?;
+    let status = recorded.status.map(|status| ExitCode::from(code_of(status)));
+    if !recorded.anything && recorded.ran {
+        console.line("nothing was recorded: no supported Python interpreter ran");
+    }
+    Ok(status.unwrap_or(if recorded.anything { ExitCode::SUCCESS } else { ExitCode::from(NOTHING_RECORDED) }))
+}
+
+/// `alloctrace launch`: the hidden verb that becomes the command.
+#[derive(Debug, Args)]
+pub struct LaunchArguments {
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+/// Becomes the command; comes back only when that is impossible.
+pub(super) fn launch(arguments: &LaunchArguments) -> ExitCode {
+    let (code, error) = session::launch(&arguments.command);
+    let name = arguments.command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let error = anyhow::Error::new(error).context(format!("failed to run `{name}`"));
+    let _ = writeln!(io::stderr(), "{}", super::error_line(&error));
+    ExitCode::from(code)
+}
+
+/// Warnings always, more when asked for.
+fn log_to_standard_error(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    let logger = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_target(false);
+    // A second recording in one process keeps the first one's.
+    let _ = logger.try_init();
+}
+
+fn subject(arguments: &Arguments) -> Subject {
+    if arguments.command.is_empty() {
+        let mut pids = arguments.pids.clone();
+        pids.sort_unstable();
+        pids.dedup();
+        Subject::Processes(pids)
+    } else {
+        Subject::Command(arguments.command.clone())
+    }
+}
+
+fn sizes(arguments: &Arguments) -> anyhow::Result<TableSizes> {
+    let mut sizes = TableSizes::default();
+    if let Some(blocks) = arguments.live_blocks {
+        sizes.live_buckets = (blocks / 7).max(16);
+    }
+    if let Some(stacks) = arguments.stacks {
+        if stacks >= 1 << 20 {
+            bail!("--stacks {stacks} is more than an entry of the live table can name; at most 1048575");
+        }
+        sizes.accounts = stacks + tracer_ebpf::abi::PROCESSES;
+        sizes.index_buckets = (stacks / 4).max(16);
+    }
+    Ok(sizes)
+}
+
+/// A shell's rule: the exit code, or 128 and the signal's number.
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    u8::try_from(code.unwrap_or_default()).unwrap_or(FAILED)
+}
+
+fn default_path(arguments: &Arguments) -> PathBuf {
+    let name = arguments.command.first().map_or_else(
+        || arguments.pids.iter().map(u32::to_string).collect::<Vec<_>>().join("-"),
+        |program| Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    );
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace([':', '-'], "");
+    PathBuf::from(format!("alloctrace-{}-{time}.pb.gz", text::visible(&name).replace('/', "_")))
+}
+
+/// What the user sees while it records, and where the profile goes.
+struct Console {
+    path: PathBuf,
+    format: Format,
+    what: values::What,
+    quiet: bool,
+    terminal: bool,
+    written: anyhow::Result<()>,
+}
+
+impl Console {
+    fn new(arguments: &Arguments, path: PathBuf, format: Format) -> Self {
+        let terminal = io::stderr().is_terminal() && !arguments.quiet;
+        Self { path, format, what: arguments.what, quiet: arguments.quiet, terminal, written: Ok(()) }
+    }
+
+    fn line(&self, line: &str) {
+        if self.quiet {
+            return;
+        }
+        let clear = if self.terminal { "\r\x1b[K" } else { "" };
+        // Standard error may be closed; the profile matters more.
+        let _ = writeln!(io::stderr(), "{clear}alloctrace: {}", text::visible(line));
+    }
+}
+
+impl Observer for Console {
+    fn progress(&mut self, progress: Progress) {
+        if !self.terminal {
+            return;
+        }
+        let Progress { elapsed, events, live_bytes, losses } = progress;
+        let _ = write!(
+            io::stderr(),
+            "\r\x1b[K{:.0} s, {} events, {} live, {losses} lost",
+            elapsed.as_secs_f64(),
+            HumanCount(events),
+            HumanBytes(live_bytes),
+        );
+    }
+
+    fn note(&mut self, line: &str) {
+        self.line(line);
+    }
+
+    fn finished(&mut self, profile: Profile) {
+        let options: Options = self.what.options(&profile);
+        self.written = output::write_as(&profile, self.format, &self.path, options).map_err(Into::into);
+        for line in summary::lines(&profile) {
+            self.line(&line);
+        }
+        if self.written.is_ok() {
+            self.line(&format!("wrote {}", self.path.display()));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `alloctrace report`: a profile as rows, the biggest first.
+
+use std::{
+    io::{IsTerminal, stdout},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, ValueEnum};
+
+use super::{load, nothing_recorded, values};
+use crate::output::{
+    self,
+    aggregate::{By, aggregate},
+    csv, json,
+    table::{self, Layout},
+};
+
+/// Rows of a table where --top does not say.
+const TABLE_ROWS: usize = 30;
+
+/// Show a profile as rows, the biggest first
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// A profile that `record` wrote; `-` is standard input
+    profile: PathBuf,
+    /// What a row is
+    #[arg(long, value_name = "WHAT", default_value = "line", value_parser = values::by())]
+    by: By,
+    #[command(flatten)]
+    what: values::What,
+    /// How to print the rows
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    format: Format,
+    /// Print at most that many rows [default: 30 in a table, else all]
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people: human units, shortened names
+    Table,
+    /// For programs: everything that is known of the recording
+    Json,
+    /// For spreadsheets
+    Csv,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let profile = load::profile(&arguments.profile)?;
+    let options = arguments.what.options(&profile);
+    let report = aggregate(&profile, arguments.by, options.metric, options.unit)?;
+    let top = arguments.top;
+    output::produce(Path::new("-"), |writer| match arguments.format {
+        Format::Table => {
+            let width = stdout().is_terminal().then(table::terminal_width).flatten();
+            table::write(&report, Layout { top: top.unwrap_or(TABLE_ROWS), width }, writer)
+        }
+        Format::Json => json::write(&report, top, writer),
+        Format::Csv => csv::write(&report, top, writer),
+    })?;
+    if profile.is_empty() {
+        return Ok(nothing_recorded(&arguments.profile));
+    }
+    Ok(ExitCode::SUCCESS)
+}

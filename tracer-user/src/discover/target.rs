@@ -1,0 +1,296 @@
+//! One process: its command, its interpreter, and the C library whose malloc it uses.
+//!
+//! It must not know probe points. Everything it reads belongs to somebody else and may change while it is read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::layout::{InterpreterLayout, layout};
+use super::memory::{Mapping, mappings};
+use crate::plan::FileOffset;
+use crate::plan::elf::Elf;
+
+/// Why a process cannot be traced.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// There is none with this number.
+    #[error("no process {pid}: it may have ended; `ps` shows those that run")]
+    NoProcess {
+        /// The number.
+        pid: u32,
+    },
+    /// We may not look at it.
+    #[error("not allowed to read process {pid}: run as root, or with CAP_SYS_PTRACE")]
+    NotAllowed {
+        /// The process.
+        pid: u32,
+    },
+    /// Reading failed otherwise.
+    #[error("failed to read `{path}`")]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No CPython in it.
+    #[error(
+        "process {pid} (`{command}`) runs no CPython interpreter: only CPython 3.9 to 3.13 can be traced"
+    )]
+    NotPython {
+        /// The process.
+        pid: u32,
+        /// Its command line.
+        command: String,
+    },
+    /// A version that we have no layout for.
+    #[error("process {pid} runs CPython {version}, which is not supported: only 3.9 to 3.13 are")]
+    UnsupportedVersion {
+        /// The process.
+        pid: u32,
+        /// Its version.
+        version: Version,
+    },
+    /// An interpreter that does not say which version it is.
+    #[error("cannot tell the version of the CPython in `{file}`: please report this file")]
+    UnknownVersion {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A free-threaded build.
+    #[error("process {pid} runs a free-threaded CPython {version}, which is not supported yet")]
+    FreeThreaded {
+        /// The process.
+        pid: u32,
+        /// Its version.
+        version: Version,
+    },
+}
+
+/// Version of an interpreter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// 3.
+    pub major: u8,
+    /// 9 to 13.
+    pub minor: u8,
+    /// Patch level; before 3.11 a file does not say it in a way that can be relied on.
+    pub micro: Option<u8>,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}.{}", self.major, self.minor)?;
+        self.micro.map_or(Ok(()), |micro| write!(formatter, ".{micro}"))
+    }
+}
+
+/// A file that a process has mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedFile {
+    /// A path that leads to the very file, also from another mount namespace and when it has been deleted.
+    pub path: PathBuf,
+    /// The name that the process knows it by.
+    pub name: String,
+    /// What to add to an address of the file to get one of the process.
+    pub bias: u64,
+}
+
+/// A CPython interpreter in a process.
+#[derive(Debug, Clone)]
+pub struct Interpreter {
+    /// The executable or libpython.
+    pub file: MappedFile,
+    /// Its version.
+    pub version: Version,
+    /// Where it keeps things.
+    pub layout: &'static InterpreterLayout,
+    /// Address of `_PyRuntime` in the process.
+    pub runtime: u64,
+}
+
+/// A process that can be traced.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Its number.
+    pub pid: u32,
+    /// Its command line.
+    pub command: String,
+    /// Its interpreter.
+    pub interpreter: Interpreter,
+    /// The C library that it has mapped.
+    pub c_library: Option<MappedFile>,
+}
+
+/// The oldest minor version whose stacks are walked.
+const OLDEST_MINOR: u8 = 9;
+
+impl Target {
+    /// Looks at process `pid` below `proc_root` (`/proc`).
+    pub fn inspect(proc_root: &Path, pid: u32) -> Result<Self, DiscoverError> {
+        let mapped = mappings(proc_root, pid).map_err(|source| read_error(proc_root, pid, "maps", source))?;
+        let command = command_line(proc_root, pid);
+        let files = mapped_files(proc_root, pid, &mapped);
+        let mut interpreter = None;
+        for (file, mapping) in candidates(&files) {
+            if let Some(found) = look_into(pid, file, mapping)? {
+                interpreter = Some(found);
+                break;
+            }
+        }
+        let interpreter =
+            interpreter.ok_or_else(|| DiscoverError::NotPython { pid, command: command.clone() })?;
+        let c_library = files.iter().find_map(|(file, mapping)| {
+            let name = file.name.rsplit('/').next()?;
+            let is_c_library =
+                name.starts_with("libc.so") || name.starts_with("libc-") || name.starts_with("ld-musl");
+            is_c_library.then(|| with_bias(file, mapping)).flatten()
+        });
+        Ok(Self { pid, command, interpreter, c_library })
+    }
+}
+
+fn read_error(proc_root: &Path, pid: u32, what: &str, source: io::Error) -> DiscoverError {
+    match source.kind() {
+        io::ErrorKind::NotFound => DiscoverError::NoProcess { pid },
+        io::ErrorKind::PermissionDenied => DiscoverError::NotAllowed { pid },
+        // ESRCH: it ended while it was being read.
+        _ if source.raw_os_error() == Some(3) => DiscoverError::NoProcess { pid },
+        _ => DiscoverError::Read { path: proc_root.join(pid.to_string()).join(what), source },
+    }
+}
+
+/// Arguments joined by spaces; the name in brackets for a process without any.
+fn command_line(proc_root: &Path, pid: u32) -> String {
+    let folder = proc_root.join(pid.to_string());
+    let bytes = std::fs::read(folder.join("cmdline")).unwrap_or_default();
+    let arguments: Vec<_> = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let line = arguments.join(" ").trim_end().to_owned();
+    if line.is_empty() {
+        let name = std::fs::read_to_string(folder.join("comm")).unwrap_or_default();
+        return format!("[{}]", name.trim_end());
+    }
+    line
+}
+
+/// Files mapped with their first mapping, each once.
+fn mapped_files(proc_root: &Path, pid: u32, mapped: &[Mapping]) -> Vec<(MappedFile, Mapping)> {
+    let mut files: Vec<(MappedFile, Mapping)> = Vec::new();
+    for mapping in mapped.iter().filter(|mapping| mapping.inode != 0 && mapping.name.starts_with('/')) {
+        if files.iter().any(|(_, first)| first.inode == mapping.inode && first.name == mapping.name) {
+            continue;
+        }
+        let folder = proc_root.join(pid.to_string());
+        let path = match mapping.name.strip_suffix(" (deleted)") {
+            Some(_) => folder.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end)),
+            None => folder.join("root").join(mapping.name.trim_start_matches('/')),
+        };
+        files.push((MappedFile { path, name: mapping.name.clone(), bias: 0 }, mapping.clone()));
+    }
+    files
+}
+
+/// The files that may hold an interpreter, the likeliest first: libpython, then the executable (the first mapping in most
+/// processes), then everything else that is not a well-known other library.
+fn candidates(files: &[(MappedFile, Mapping)]) -> impl Iterator<Item = &(MappedFile, Mapping)> {
+    let named = |part: &'static str| {
+        move |entry: &&(MappedFile, Mapping)| {
+            entry.0.name.rsplit('/').next().is_some_and(|name| name.contains(part))
+        }
+    };
+    files
+        .iter()
+        .filter(named("libpython"))
+        .chain(files.iter().take(1).filter(move |entry| !named("libpython")(entry)))
+}
+
+fn with_bias(file: &MappedFile, mapping: &Mapping) -> Option<MappedFile> {
+    let bytes = std::fs::read(&file.path).ok()?;
+    let elf = Elf::parse(&bytes).ok()?;
+    let bias = mapping.start.wrapping_sub(elf.address_of(FileOffset(mapping.offset))?);
+    Some(MappedFile { bias, ..file.clone() })
+}
+
+/// The interpreter in a file, if there is one.
+fn look_into(pid: u32, file: &MappedFile, mapping: &Mapping) -> Result<Option<Interpreter>, DiscoverError> {
+    let bytes = std::fs::read(&file.path).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => DiscoverError::NotAllowed { pid },
+        _ => DiscoverError::Read { path: file.path.clone(), source },
+    })?;
+    let Ok(elf) = Elf::parse(&bytes) else { return Ok(None) };
+    let Some(runtime) = elf.symbol("_PyRuntime") else {
+        // Before 3.7 there is none.
+        let version = elf.symbol("Py_GetVersion").and_then(|_| old_version(&bytes));
+        return version.map_or(Ok(None), |version| Err(DiscoverError::UnsupportedVersion { pid, version }));
+    };
+    let Some(first) = elf.address_of(FileOffset(mapping.offset)) else { return Ok(None) };
+    let bias = mapping.start.wrapping_sub(first);
+    let version = version_of(&elf, &bytes)
+        .ok_or_else(|| DiscoverError::UnknownVersion { file: file.name.clone().into() })?;
+    if elf.symbol("_PyGILState_NoGIL").is_some()
+        || file.name.contains(&format!("{}.{}t", version.major, version.minor))
+    {
+        return Err(DiscoverError::FreeThreaded { pid, version });
+    }
+    let layout = layout(version.major, version.minor)
+        .filter(|_| version.minor >= OLDEST_MINOR)
+        .ok_or(DiscoverError::UnsupportedVersion { pid, version })?;
+    let file = MappedFile { bias, ..file.clone() };
+    Ok(Some(Interpreter { file, version, layout, runtime: runtime.address.wrapping_add(bias) }))
+}
+
+/// `Py_Version` holds it from 3.11 on (Python/getversion.c). Before, the name of the folder of the standard library does
+/// (`VERSION` in Modules/getpath.c); the full version is spelled out in instructions there.
+fn version_of(elf: &Elf<'_>, bytes: &[u8]) -> Option<Version> {
+    if let Some(symbol) = elf.symbol("Py_Version") {
+        let at = usize::try_from(elf.offset_of(symbol.address)?.0).ok()?;
+        let [_, micro, minor, major] = *bytes.get(at..at.checked_add(4)?)?.first_chunk::<4>()?;
+        return Some(Version { major, minor, micro: Some(micro) });
+    }
+    let text = elf.section(".rodata")?;
+    text.bytes.split(|byte| *byte == 0).find_map(|string| {
+        let version = folder_version(string.strip_prefix(b"lib/").unwrap_or(string))?;
+        matches!((version.major, version.minor), (3, 7..=10)).then_some(version)
+    })
+}
+
+/// The version in the name of the standard library's folder, `python3.8`.
+fn folder_version(name: &[u8]) -> Option<Version> {
+    let (major, minor) = std::str::from_utf8(name.strip_prefix(b"python")?).ok()?.split_once('.')?;
+    Some(Version { major: major.parse().ok()?, minor: minor.parse().ok()?, micro: None })
+}
+
+/// The version of an interpreter from before 3.7, which keeps that name in memory that can be written.
+fn old_version(bytes: &[u8]) -> Option<Version> {
+    const FOLDER: &[u8] = b"lib/python";
+    let starts = bytes.windows(FOLDER.len()).enumerate().filter(|(_, window)| *window == FOLDER);
+    starts
+        .filter_map(|(at, _)| bytes[at + 4..].split(|byte| *byte == 0).next().and_then(folder_version))
+        .next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_test_is_not_python() {
+        let pid = std::process::id();
+        let error = Target::inspect(Path::new("/proc"), pid).unwrap_err();
+        assert!(matches!(error, DiscoverError::NotPython { .. }), "{error}");
+    }
+
+    #[test]
+    fn versions_from_before_3_7() {
+        let found = old_version(b"\0lib/pythonic\0lib/python2.7\0").map(|version| version.to_string());
+        assert_eq!(found.as_deref(), Some("2.7"));
+        assert_eq!(old_version(b"python3.6 lib/pytho"), None);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there() {
+        // Above the largest number that Linux gives.
+        let error = Target::inspect(Path::new("/proc"), 1 << 30).unwrap_err();
+        assert!(error.to_string().contains("no process 1073741824"), "{error}");
+    }
+}

@@ -1,0 +1,10 @@
+//! Stage 4, the userspace end: what the kernel half hands over, as values.
+//!
+//! Records of the ring buffer come when something is new; counters are read when somebody asks. Only this stage and `attach`
+//! know aya. It must not know names, frames or outputs.
+
+mod account;
+mod records;
+
+pub use account::{AccountRow, Totals, read_accounts, read_totals};
+pub use records::{Event, decode};

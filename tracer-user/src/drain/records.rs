@@ -1,0 +1,153 @@
+//! Decodes the records of the ring buffer. Pure; the bytes come from the kernel half, but their content from the target.
+
+use tracer_ebpf::abi::{
+    CodeRecord, LINE_TABLE_BYTES, LineTableRecord, MAX_FRAMES, ProcessRecord, RawFrame, RawText, StackRecord,
+    record,
+};
+use zerocopy::FromBytes as _;
+
+use crate::resolve::{CodeDefinition, RawString};
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The stack of an account that was not known.
+    Stack {
+        /// Process slot.
+        process: u32,
+        /// The account.
+        account: u32,
+        /// How the walk ended: see [`tracer_ebpf::abi::end`].
+        end: u32,
+        /// Innermost first.
+        frames: Vec<RawFrame>,
+    },
+    /// A code object that was not known. Its line table has come before, in pieces.
+    Code {
+        /// Process slot.
+        process: u32,
+        /// Address.
+        code: u64,
+        /// Tells code objects at one address apart.
+        fingerprint: u32,
+        /// Bytes that its line table has.
+        line_table_bytes: u32,
+        /// Everything but the line table.
+        definition: CodeDefinition,
+    },
+    /// A piece of a line table.
+    LineTable {
+        /// Process slot.
+        process: u32,
+        /// Address of the code object.
+        code: u64,
+        /// As in [`Event::Code`].
+        fingerprint: u32,
+        /// Where the piece belongs.
+        offset: u64,
+        /// The piece.
+        bytes: Vec<u8>,
+    },
+    /// A process has replaced its program.
+    Exec {
+        /// Which.
+        pid: u32,
+    },
+    /// Something that this version does not know, or a record that is too short.
+    Unknown {
+        /// The first word.
+        record: u32,
+    },
+}
+
+/// Decodes one record.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Event {
+    let number = bytes.first_chunk::<4>().map_or(0, |first| u32::from_ne_bytes(*first));
+    let decoded = match number {
+        record::STACK => stack(bytes),
+        record::CODE => code(bytes),
+        record::LINE_TABLE => line_table(bytes),
+        record::EXEC => {
+            ProcessRecord::read_from_prefix(bytes).ok().map(|(process, _)| Event::Exec { pid: process.pid })
+        }
+        _ => None,
+    };
+    decoded.unwrap_or(Event::Unknown { record: number })
+}
+
+fn stack(bytes: &[u8]) -> Option<Event> {
+    let (stack, _) = StackRecord::ref_from_prefix(bytes).ok()?;
+    let length = (stack.length as usize).min(MAX_FRAMES);
+    Some(Event::Stack {
+        process: stack.process,
+        account: stack.account,
+        end: stack.end,
+        frames: stack.frames[..length].to_vec(),
+    })
+}
+
+fn code(bytes: &[u8]) -> Option<Event> {
+    let (code, _) = CodeRecord::ref_from_prefix(bytes).ok()?;
+    let qualified_name = text(&code.qualified_name);
+    let definition = CodeDefinition {
+        name: text(&code.name),
+        qualified_name: (qualified_name.length != 0).then_some(qualified_name),
+        file: text(&code.file),
+        first_line: code.first_line.cast_signed(),
+        first_traceable: code.first_traceable,
+        line_table: Vec::new(),
+        line_table_complete: false,
+    };
+    Some(Event::Code {
+        process: code.process,
+        code: code.code,
+        fingerprint: code.fingerprint,
+        line_table_bytes: code.line_table_bytes,
+        definition,
+    })
+}
+
+fn text<const BYTES: usize>(raw: &RawText<BYTES>) -> RawString {
+    let used = (raw.used as usize).min(BYTES);
+    RawString { state: raw.state, length: raw.length, bytes: raw.text[..used].to_vec() }
+}
+
+fn line_table(bytes: &[u8]) -> Option<Event> {
+    let (piece, _) = LineTableRecord::ref_from_prefix(bytes).ok()?;
+    let used = (piece.used as usize).min(LINE_TABLE_BYTES);
+    Some(Event::LineTable {
+        process: piece.process,
+        code: piece.code,
+        fingerprint: piece.fingerprint,
+        offset: piece.offset,
+        bytes: piece.bytes[..used].to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn exec() {
+        let bytes: Vec<u8> = [record::EXEC, 4711].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        assert_eq!(decode(&bytes), Event::Exec { pid: 4711 });
+    }
+
+    #[test]
+    fn a_short_record_is_unknown() {
+        assert_eq!(decode(&record::STACK.to_ne_bytes()), Event::Unknown { record: record::STACK });
+        assert_eq!(decode(&[]), Event::Unknown { record: 0 });
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode(number in 0u32..6, mut bytes in proptest::collection::vec(any::<u8>(), 4..3000)) {
+            bytes[..4].copy_from_slice(&number.to_ne_bytes());
+            let _ = decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The report as JSON, in the form that the command line's contract fixes.
+//!
+//! It must not know files. Names are complete here; characters that could steer a terminal are escaped the JSON way.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+use super::{
+    OutputError,
+    aggregate::{By, Key, Report, Row, frame_texts, stack_text},
+    text::is_invisible,
+};
+use crate::profile::{Amount, Cost, Coverage, FOREIGN_MODE, Losses, Process};
+
+/// The version of the form.
+const SCHEMA: u32 = 1;
+
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: u32,
+    metric: &'static str,
+    unit: &'static str,
+    by: &'static str,
+    total: Total,
+    mode: &'a str,
+    /// `null` where it is not known.
+    seen_fraction: Option<f64>,
+    coverage: &'a Coverage,
+    losses: &'a Losses,
+    cost: &'a Cost,
+    processes: &'a [Process],
+    rows: Vec<JsonRow<'a>>,
+    /// Rows left out by `--top`.
+    rows_omitted: usize,
+}
+
+#[derive(Serialize)]
+struct Total {
+    bytes: u64,
+    count: u64,
+}
+
+#[derive(Serialize)]
+struct JsonRow<'a> {
+    #[serde(flatten)]
+    key: JsonKey<'a>,
+    bytes: u64,
+    count: u64,
+    /// Half the width of the 95 % interval; `null` where it is not known.
+    bytes_error: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum JsonKey<'a> {
+    Line { file: Option<&'a str>, line: Option<u32>, function: &'a str },
+    Function { file: Option<&'a str>, function: &'a str },
+    File { file: &'a str },
+    Module { module: &'a str },
+    NoModule { module: Option<&'a str>, file: Option<&'a str>, function: &'a str },
+    Stack { stack: Vec<&'a str> },
+    Process { pid: u32, command: &'a str, process: u32 },
+    Thread { pid: u32, thread: u32, command: &'a str, process: u32 },
+}
+
+/// Writes the first `top` rows, or all of them.
+///
+/// # Errors
+/// When writing fails.
+pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) -> Result<(), OutputError> {
+    let recording = &report.profile.recording;
+    let shown = top.unwrap_or(report.rows.len()).min(report.rows.len());
+    let texts = frame_texts(report.profile);
+    let document = Document {
+        schema: SCHEMA,
+        metric: report.metric.name(),
+        unit: report.unit.name(),
+        by: report.by.name(),
+        total: Total { bytes: report.total.bytes, count: report.total.count },
+        mode: &recording.mode,
+        seen_fraction: (recording.mode != FOREIGN_MODE).then_some(recording.seen_fraction),
+        coverage: &recording.coverage,
+        losses: &recording.losses,
+        cost: &recording.cost,
+        processes: &report.profile.processes,
+        rows: report.rows[..shown].iter().map(|row| json_row(report, &texts, row)).collect(),
+        rows_omitted: report.rows.len() - shown,
+    };
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *writer, Terminal::default());
+    document.serialize(&mut serializer).map_err(|source| OutputError::Write(source.into()))?;
+    writeln!(writer).map_err(OutputError::Write)
+}
+
+fn json_row<'a>(report: &Report<'a>, texts: &'a [String], row: &'a Row<'a>) -> JsonRow<'a> {
+    let Amount { bytes, count } = row.amount;
+    let bytes_error = (report.profile.recording.mode == "exact").then_some(0);
+    JsonRow { key: json_key(report, texts, &row.key), bytes, count, bytes_error }
+}
+
+fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> JsonKey<'a> {
+    let process = |index: u32| report.profile.processes.get(index as usize);
+    let who = |index| process(index).map_or((0, ""), |process| (process.pid, &*process.command));
+    match key {
+        Key::Line { file, line, function } => {
+            JsonKey::Line { file: Some(file), line: (*line > 0).then_some(*line), function }
+        }
+        Key::Function { file, function } => JsonKey::Function { file: Some(file), function },
+        Key::File(file) => JsonKey::File { file },
+        Key::Module(module) => JsonKey::Module { module },
+        Key::NoPython(function) => match report.by {
+            By::Line => JsonKey::Line { file: None, line: None, function },
+            By::Module => JsonKey::NoModule { module: None, file: None, function },
+            _ => JsonKey::Function { file: None, function },
+        },
+        Key::Stack(stack) => JsonKey::Stack { stack: stack_text(texts, stack).collect() },
+        Key::Process(index) => {
+            let (pid, command) = who(index.0);
+            JsonKey::Process { pid, command, process: index.0 }
+        }
+        Key::Thread(index, thread) => {
+            let (pid, command) = who(index.0);
+            JsonKey::Thread { pid, thread: *thread, command, process: index.0 }
+        }
+    }
+}
+
+/// Pretty JSON that escapes what a terminal might obey. JSON itself demands that only of ASCII controls.
+#[derive(Default)]
+struct Terminal(PrettyFormatter<'static>);
+
+impl Formatter for Terminal {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain_from = 0;
+        for (position, character) in fragment.char_indices().filter(|(_, character)| is_invisible(*character))
+        {
+            writer.write_all(&fragment.as_bytes()[plain_from..position])?;
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            plain_from = position + character.len_utf8();
+        }
+        writer.write_all(&fragment.as_bytes()[plain_from..])
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_array(writer)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array(writer)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(writer, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array_value(writer)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
+    }
+}

@@ -1,0 +1,135 @@
+//! One-line statements about a whole profile: the headings of tables and flame graphs.
+//!
+//! What cannot be vouched for is said here too: coverage and every loss. It must not know any format.
+
+use super::text;
+use crate::profile::{Amount, Coverage, FOREIGN_MODE, Losses, Metric, Profile, Unit};
+
+/// `peak 121.30 MiB in 10,050 blocks`.
+pub fn total(metric: Metric, amount: Amount) -> String {
+    format!("{metric} {} in {}", text::bytes(amount.bytes), text::blocks(amount.count))
+}
+
+/// What `record` says at its end, a line each: totals, trust, cost.
+pub fn lines(profile: &Profile) -> Vec<String> {
+    let recording = &profile.recording;
+    let seconds = recording.duration_nanoseconds as f64 / 1e9;
+    let totals =
+        [Metric::Live, Metric::Peak, Metric::Allocated].map(|metric| total(metric, profile.total(metric)));
+    let target = recording.cost.target_percent.map_or_else(
+        || "cost to the target not measured".to_owned(),
+        |percent| format!("cost {percent:.1} % of the target's time"),
+    );
+    vec![
+        format!("{} events in {seconds:.1} s from {}", text::count(recording.events), processes(profile)),
+        totals.join("; "),
+        format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
+    ]
+}
+
+/// The heading of a flame graph: what widths stand for, and the total.
+pub fn title(profile: &Profile, metric: Metric, unit: Unit) -> String {
+    let amount = profile.total(metric);
+    let (bytes, blocks) = (text::bytes(amount.bytes), text::blocks(amount.count));
+    match unit {
+        Unit::Bytes => format!("{}: {bytes} in {blocks}", describe(metric)),
+        Unit::Count => format!("{}: {blocks} of {bytes}", describe(metric)),
+    }
+}
+
+/// The heading of a differential flame graph.
+pub fn difference_title(profile: &Profile, base: &Profile, metric: Metric, unit: Unit) -> String {
+    let (before, after) = (unit.of(base.total(metric)), unit.of(profile.total(metric)));
+    let human = |value| match unit {
+        Unit::Bytes => text::bytes(value),
+        Unit::Count => text::blocks(value),
+    };
+    let sign = if after >= before { '+' } else { '-' };
+    let change = human(after.abs_diff(before));
+    format!("{}: {} to {} ({sign}{change})", describe(metric), human(before), human(after))
+}
+
+/// Who was recorded, and how far the figures can be trusted.
+pub fn subtitle(profile: &Profile) -> String {
+    format!("{}; {}", processes(profile), trust(profile))
+}
+
+/// `python main.py [4711], 3.12.1`, or how many there were.
+pub fn processes(profile: &Profile) -> String {
+    match profile.processes.as_slice() {
+        [process] => format!("{}, {}", text::process(process), text::visible(&process.interpreter)),
+        processes => format!("{} processes", processes.len()),
+    }
+}
+
+/// Mode, coverage and losses: `exact; coverage 99.98 % of allocations, 99.97 % of frees; nothing lost`.
+pub fn trust(profile: &Profile) -> String {
+    let recording = &profile.recording;
+    let mode = text::visible(&recording.mode);
+    let seen = if recording.seen_fraction < 1.0 && recording.mode != FOREIGN_MODE {
+        format!(" ({:.2} % seen)", recording.seen_fraction * 100.0)
+    } else {
+        String::new()
+    };
+    let coverage = match &recording.coverage {
+        Coverage::Measured { allocations, frees } => {
+            let (allocations, frees) = (share(*allocations), share(*frees));
+            format!("coverage {allocations} of allocations, {frees} of frees")
+        }
+        Coverage::Unmeasured { unmeasured } => {
+            format!("coverage not measured: {}", text::visible(unmeasured))
+        }
+    };
+    let losses = match &*recording.mode {
+        FOREIGN_MODE => "losses not known".to_owned(),
+        _ => losses(&recording.losses),
+    };
+    format!("{mode}{seen}; {coverage}; {losses}")
+}
+
+/// Rounded down, so that 100 % means all of it.
+fn share(fraction: f64) -> String {
+    format!("{:.2} %", (fraction * 10_000.0).floor() / 100.0)
+}
+
+fn losses(losses: &Losses) -> String {
+    let Losses {
+        live_table_full,
+        stack_table_full,
+        thread_table_full,
+        thinned,
+        unresolved_frames,
+        truncated_stacks,
+        failed_reads,
+        ring_full,
+        stale_codes,
+        missed_probes,
+    } = *losses;
+    let causes = [
+        (live_table_full, "blocks without a place in the live table"),
+        (stack_table_full, "events without a place for their stack"),
+        (thread_table_full, "events without a place for their thread"),
+        (thinned, "allocations thinned out"),
+        (unresolved_frames, "unresolved frames"),
+        (truncated_stacks, "truncated stacks"),
+        (failed_reads, "failed reads"),
+        (ring_full, "records that found the ring buffer full"),
+        (stale_codes, "code objects that may share names with later ones"),
+        (missed_probes, "missed probes"),
+    ];
+    let list: Vec<String> = causes
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, cause)| format!("{} {cause}", text::count(*number)))
+        .collect();
+    if list.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", list.join(", ")) }
+}
+
+fn describe(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Live => "Live memory",
+        Metric::Peak => "Memory at the peak",
+        Metric::Allocated => "Allocated memory",
+        Metric::Temporary => "Temporary memory",
+    }
+}

@@ -1,0 +1,141 @@
+//! Stage 2: from the bytes of a file to its probe points (design: docs/ARCHITECTURE.md, "plan").
+//!
+//! Pure: bytes in, [`Plan`] out. It must not know processes, kernels or probes that are already there.
+
+pub mod cache;
+pub mod elf;
+mod interpreter;
+mod malloc;
+pub mod x86;
+
+pub use interpreter::{InterpreterChecks, InterpreterPlan, PlanNote};
+
+use serde::{Deserialize, Serialize};
+
+use elf::{Elf, ElfError, Machine};
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The file cannot be read as ELF.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// No finder for this instruction set.
+    #[error("unsupported architecture: {machine:?}; only x86-64 files can be planned so far")]
+    UnsupportedArchitecture {
+        /// What the file is for.
+        machine: Machine,
+    },
+}
+
+/// Plans the pymalloc points of an interpreter or libpython. A file without pymalloc gives an empty plan.
+pub fn plan_interpreter(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
+    let elf = checked(file)?;
+    Ok(interpreter::plan_x86_interpreter(&elf))
+}
+
+/// Plans the malloc family that a C library (or any other allocator library) exports. A file that exports none gives an empty plan.
+pub fn plan_malloc(file: &[u8]) -> Result<Plan, PlanError> {
+    let elf = checked(file)?;
+    Ok(malloc::plan_x86_malloc(&elf))
+}
+
+fn checked(file: &[u8]) -> Result<Elf<'_>, PlanError> {
+    let elf = Elf::parse(file)?;
+    match elf.machine() {
+        Machine::X86_64 => Ok(elf),
+        machine => Err(PlanError::UnsupportedArchitecture { machine }),
+    }
+}
+
+/// A position in a file, in bytes: what the kernel's uprobes are addressed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FileOffset(pub u64);
+
+/// A general register by its hardware number: x86-64 `rax rcx rdx rbx rsp rbp rsi rdi r8..r15` are 0..=15, arm64 `x0..x30` are 0..=30.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Register(pub u8);
+
+/// Where a block's address is found when the probe fires: `register + displacement`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Operand {
+    /// The register that holds the address, up to `displacement`.
+    pub register: Register,
+    /// Bytes to add: 0, or a small header such as -16 where the code keeps only the address behind a GC header.
+    pub displacement: i8,
+}
+
+/// A function of the C library's allocator family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each is the C function of that name")]
+pub enum MallocFunction {
+    Malloc,
+    Calloc,
+    Realloc,
+    ReallocArray,
+    Free,
+    PosixMemalign,
+    AlignedAlloc,
+    Memalign,
+    Valloc,
+    Pvalloc,
+}
+
+/// What a probe point says when it fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PointKind {
+    /// A block has left its pool; `pool` holds the pool header's address.
+    Pop {
+        /// The block.
+        block: Operand,
+        /// The pool header.
+        pool: Register,
+    },
+    /// A block has gone back to its pool.
+    Push {
+        /// The block.
+        block: Operand,
+    },
+    /// As [`PointKind::Pop`], but the block's address is in memory only (gcc spills it): the eight bytes at `block`.
+    PopIndirect {
+        /// Where the block's address is stored.
+        block: Operand,
+        /// The pool header.
+        pool: Register,
+    },
+    /// As [`PointKind::Push`], but the block's address is in memory only: the eight bytes at `block`. That is a spill, or
+    /// `pool->freeblock` (pool + 8), whose new value the block is.
+    PushIndirect {
+        /// Where the block's address is stored.
+        block: Operand,
+    },
+    /// The first block of a new pool: return of the function that opens pools; the block is the return value (null: failed).
+    /// The offset is the function's entry; the probe is a return probe.
+    NewPoolReturn,
+    /// The first block of a new pool where that code is inlined into a function that also pops: an instruction passed once for each
+    /// pool opened, at which `block` holds the block's address. It need not be one that the kernel emulates: new pools are rare.
+    NewPoolBranch {
+        /// The block.
+        block: Operand,
+        /// The pool header.
+        pool: Register,
+    },
+    /// Entry (and, but for `free`, return) of a malloc function. The stack pointer at the offset is that of the function's entry.
+    Malloc(MallocFunction),
+}
+
+/// One instruction that carries a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Point {
+    /// Where the breakpoint goes.
+    pub offset: FileOffset,
+    /// What it means.
+    pub kind: PointKind,
+}
+
+/// Every probe point of one file: what this stage hands to `attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Sorted by offset; one offset may carry only one kind.
+    pub points: Vec<Point>,
+}

@@ -1,0 +1,116 @@
+//! The cold path: where pymalloc opens a pool and takes its first block.
+//!
+//! Why: those blocks leave the pool without the pop's counter and branch (`allocate_from_new_pool` in CPython, Objects/obmalloc.c:
+//! `pool->ref.count = 1; if (pool->szidx == size) { reuse the free list } else { carve the pool anew }`), so pops miss them.
+//! It must not know how pops are found.
+
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory};
+
+use super::code::{Code, jump_target, plain_load64};
+use super::machine::Machine;
+use super::patterns::{FREE_BLOCK, HEADER_SIZE, Operation, SIZE_INDEX, completed, find_register};
+use super::value::Value;
+use crate::plan::{Operand, PointKind};
+
+/// Instructions between `count = 1` and the comparison of the size classes: at most three in the builds looked at.
+const STEPS_TO_BRANCH: u32 = 6;
+/// Instructions behind it until the side shows what it is.
+const STEPS_ON_SIDE: u32 = 12;
+
+/// One place that opens pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColdSite {
+    /// The store of the counter: identifies the site.
+    pub store: u64,
+    /// Where the pool is carved anew: the store of its size class, with the block behind the header.
+    pub carve: (u64, PointKind),
+    /// Where the pool's old free list is used: the load of its second block, with the first in a register.
+    pub reuse: (u64, PointKind),
+}
+
+/// Looks closer at a store of 1; none if no pool is opened there.
+pub fn examine(code: &mut Code<'_>, store: u64) -> Option<ColdSite> {
+    let mut information = InstructionInfoFactory::new();
+    let mut machine = Machine::default();
+    let first = code.at(store)?;
+    let pool = machine.address(&first)?;
+    let mut address = store;
+    for _ in 0..STEPS_TO_BRANCH {
+        let instruction = code.at(address)?;
+        match instruction.flow_control() {
+            FlowControl::Next => machine.step(&instruction, &mut information),
+            FlowControl::ConditionalBranch => {
+                let sides = [instruction.next_ip(), jump_target(&instruction)?];
+                return join(
+                    store,
+                    sides.map(|side| explore(code, machine.clone(), side, pool, &mut information)),
+                );
+            }
+            _ => return None,
+        }
+        address = instruction.next_ip();
+    }
+    None
+}
+
+/// What a side of the comparison does.
+#[derive(Clone, Copy)]
+enum Side {
+    Carve(u64, PointKind),
+    Reuse(u64, PointKind),
+}
+
+fn join(store: u64, sides: [Option<Side>; 2]) -> Option<ColdSite> {
+    let [first, second] = sides;
+    match (first?, second?) {
+        (Side::Carve(carve, fresh), Side::Reuse(reuse, old))
+        | (Side::Reuse(reuse, old), Side::Carve(carve, fresh)) => {
+            Some(ColdSite { store, carve: (carve, fresh), reuse: (reuse, old) })
+        }
+        _ => None,
+    }
+}
+
+fn explore(
+    code: &mut Code<'_>,
+    mut machine: Machine,
+    mut address: u64,
+    pool: Value,
+    information: &mut InstructionInfoFactory,
+) -> Option<Side> {
+    let mut reuse = None;
+    for _ in 0..STEPS_ON_SIDE {
+        let instruction = code.at(address)?;
+        match instruction.flow_control() {
+            FlowControl::Next => address = instruction.next_ip(),
+            FlowControl::UnconditionalBranch => {
+                address = jump_target(&instruction)?;
+                continue;
+            }
+            _ => return None,
+        }
+        reuse = reuse.or_else(|| head_in_register(&machine, &instruction, pool));
+        let register = find_register(&machine, pool);
+        let stores = machine.stores().len();
+        machine.step(&instruction, information);
+        let Some(newest) = machine.stores().get(stores) else { continue };
+        if newest.address == pool.plus(SIZE_INDEX) && newest.size == 4 {
+            let block = Operand { register: register?, displacement: HEADER_SIZE };
+            return Some(Side::Carve(instruction.ip(), PointKind::NewPoolBranch { block, pool: register? }));
+        }
+        if matches!(completed(&machine), Some(Operation::Pop { pool: popped, .. }) if popped == pool) {
+            return reuse.map(|(address, kind)| Side::Reuse(address, kind));
+        }
+    }
+    None
+}
+
+/// Whether this instruction loads through the pool's free list head: both are in registers before it.
+fn head_in_register(machine: &Machine, instruction: &Instruction, pool: Value) -> Option<(u64, PointKind)> {
+    let (_, base, displacement) = plain_load64(instruction)?;
+    let head = machine.register(base);
+    let through = displacement == 0 && machine.origins().loaded_from(head) == Some(pool.plus(FREE_BLOCK));
+    let block = Operand { register: crate::plan::Register(base), displacement: 0 };
+    let pool = through.then(|| find_register(machine, pool)).flatten()?;
+    Some((instruction.ip(), PointKind::NewPoolBranch { block, pool }))
+}

@@ -1,0 +1,222 @@
+//! Stage 6: the one value that every output takes.
+//!
+//! It must not know how it was recorded, nor any output format (the pprof encoding on disk lives in `pprof.rs`).
+
+pub mod metric;
+mod places;
+pub mod pprof;
+mod proto;
+mod read;
+mod samples;
+mod wire;
+
+use indexmap::IndexSet;
+
+pub use self::{
+    metric::{Metric, Unit, UnknownName},
+    read::{FOREIGN_MODE, ReadError},
+};
+
+/// Bytes and blocks of one metric.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// What the allocator spends: the size class for pymalloc blocks, the requested size for malloc blocks.
+    pub bytes: u64,
+    /// Number of blocks.
+    pub count: u64,
+}
+
+/// The four metrics of one sample.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Values {
+    /// Everything allocated while recording.
+    pub allocated: Amount,
+    /// Not freed when recording ended.
+    pub live: Amount,
+    /// Live at the moment when the process's live bytes were highest.
+    pub peak: Amount,
+    /// Freed before the allocating thread's next allocation.
+    pub temporary: Amount,
+}
+
+/// Which allocator a block came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Domain {
+    /// CPython's small-object allocator.
+    Pymalloc,
+    /// The C library's malloc family.
+    Malloc,
+}
+
+/// What a frame is; outputs choose colours and text by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrameKind {
+    /// A Python function.
+    Python,
+    /// A native function.
+    Native,
+    /// Not a frame but the reason why there is none, such as "interpreter start-up" or "stack truncated".
+    Marker,
+}
+
+/// One resolved frame.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Frame {
+    /// Python, native or a reason.
+    pub kind: FrameKind,
+    /// Qualified name where the interpreter has one (3.11+), else the plain name; for markers, the reason.
+    pub function: String,
+    /// Source file as the code object names it; for native frames the object file; `None` for markers.
+    pub file: Option<String>,
+    /// Line being executed, 1-based; 0 where unknown.
+    pub line: u32,
+    /// First line of the function; 0 where unknown.
+    pub first_line: u32,
+}
+
+/// Index into [`Profile::frames`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrameId(pub u32);
+
+/// Index into [`Profile::processes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessIndex(pub u32);
+
+/// One (process, thread, domain, stack) and its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Whose memory it is.
+    pub process: ProcessIndex,
+    /// Thread id as the host sees it.
+    pub thread: u32,
+    /// Which allocator.
+    pub domain: Domain,
+    /// Innermost frame first; never empty (a marker where no Python frame was running).
+    pub stack: Vec<FrameId>,
+    /// What was counted.
+    pub values: Values,
+}
+
+/// One recorded process.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Process {
+    /// Process id as the host sees it.
+    pub pid: u32,
+    /// Command line, arguments joined by spaces.
+    pub command: String,
+    /// Interpreter version such as `3.12.1`.
+    pub interpreter: String,
+}
+
+/// Share of true events that were seen, or why that is not known.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Coverage {
+    /// Measured against the pools' own counters.
+    Measured {
+        /// Share of pymalloc allocations that were seen, 0.0 to 1.0.
+        allocations: f64,
+        /// Share of pymalloc frees that were seen.
+        frees: f64,
+    },
+    /// Not measured; the text says why.
+    Unmeasured {
+        /// The reason, one line.
+        unmeasured: String,
+    },
+}
+
+/// Everything that was lost, by cause.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Losses {
+    /// Blocks that found no place in the live table: their frees cannot be seen.
+    pub live_table_full: u64,
+    /// Events whose stack found no place: their bytes are under the marker "other stacks".
+    pub stack_table_full: u64,
+    /// Events whose thread found no place in the thread table.
+    pub thread_table_full: u64,
+    /// Allocations left out by thinning (the others are scaled up for them).
+    pub thinned: u64,
+    /// Frames whose name or line could not be found.
+    pub unresolved_frames: u64,
+    /// Stacks cut at the depth limit.
+    pub truncated_stacks: u64,
+    /// Reads of target memory that failed during a walk.
+    pub failed_reads: u64,
+    /// Records that found the ring buffer full (each is sent again at the stack's next event).
+    pub ring_full: u64,
+    /// Code objects that ended when there was no room to keep later code at their addresses apart: names may be wrong.
+    pub stale_codes: u64,
+    /// Probes that the kernel skipped (nested hits).
+    pub missed_probes: u64,
+}
+
+/// What recording cost.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Cost {
+    /// Share of the target's CPU time spent in our probes, percent; `None` where it was not measured.
+    pub target_percent: Option<f64>,
+    /// CPU time of the tracer against wall time, percent.
+    pub tracer_cpu_percent: f64,
+}
+
+/// How and when a profile was recorded.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Recording {
+    /// `exact`, `budget` or `growth`.
+    pub mode: String,
+    /// Share of the target's progress that was seen; 1.0 is everything.
+    pub seen_fraction: f64,
+    /// Start, nanoseconds since the epoch.
+    pub start_nanoseconds: u64,
+    /// Length in nanoseconds.
+    pub duration_nanoseconds: u64,
+    /// The metric shown by default: `peak` for a finished command, else `live`.
+    pub default_metric: String,
+    /// See [`Coverage`].
+    pub coverage: Coverage,
+    /// See [`Losses`].
+    pub losses: Losses,
+    /// See [`Cost`].
+    pub cost: Cost,
+    /// Allocation and free events counted.
+    pub events: u64,
+}
+
+/// A whole recording.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// How it was recorded.
+    pub recording: Recording,
+    /// Recorded processes.
+    pub processes: Vec<Process>,
+    /// Frames that samples point to.
+    pub frames: IndexSet<Frame, rustc_hash::FxBuildHasher>,
+    /// The samples; no two have the same key.
+    pub samples: Vec<Sample>,
+}
+
+impl Profile {
+    /// Sum of one metric over all samples; saturates, so that it is safe on values from a file.
+    pub fn total(&self, metric: Metric) -> Amount {
+        self.samples.iter().fold(Amount::default(), |sum, sample| sum.plus(metric.of(&sample.values)))
+    }
+
+    /// The metric to show when none was asked for.
+    pub fn default_metric(&self) -> Metric {
+        self.recording.default_metric.parse().unwrap_or(Metric::Live)
+    }
+
+    /// Whether nothing was recorded: no sample holds a byte or a block in any metric.
+    pub fn is_empty(&self) -> bool {
+        self.samples.iter().all(|sample| sample.values == Values::default())
+    }
+}
+
+impl Amount {
+    /// Both parts added, saturating.
+    pub fn plus(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_add(other.bytes), count: self.count.saturating_add(other.count) }
+    }
+}

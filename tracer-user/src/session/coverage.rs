@@ -1,0 +1,203 @@
+//! Coverage: what the probes saw of pymalloc against what its pools say, read from outside.
+//!
+//! Two independent witnesses. Events contradict themselves: a block that comes back and was never seen to leave, a block
+//! that leaves and was never seen to come back. And the pools count: the blocks in use must have changed by as many as were
+//! seen to leave less those seen to come back.
+
+use std::path::Path;
+
+use crate::census::arenas::{ArenaVariables, find_arenas};
+use crate::census::pools::{blocks_in_use, scan_blocks_in_use};
+use crate::discover::memory::{ProcessMemory, mappings};
+use crate::discover::{Interpreter, Target};
+use crate::drain::Totals;
+use crate::profile::Coverage;
+
+/// Blocks in use and what had been seen until then, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// Σ `pool.ref.count`.
+    pub blocks: u64,
+    /// Pops seen.
+    pub pops: u64,
+    /// Pushes seen.
+    pub pushes: u64,
+}
+
+/// The moment at which nothing has been allocated.
+pub const NOTHING_YET: Sight = Sight { blocks: 0, pops: 0, pushes: 0 };
+
+const PROC: &str = "/proc";
+
+/// Tries of [`look`] on a process that runs.
+const TRIES: usize = 3;
+
+/// Counts the blocks of a process, as near as can be to one moment: of several tries the one in which least happened.
+pub fn look<E>(
+    target: &Target,
+    mut totals: impl FnMut() -> Result<Totals, E>,
+) -> Result<Result<Sight, String>, E> {
+    let mut best: Option<(u64, Sight)> = None;
+    let mut reason = "the process has ended".to_owned();
+    let reader = match Reader::new(target) {
+        Ok(reader) => reader,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    for _ in 0..TRIES {
+        let before = totals()?;
+        let counted = reader.count();
+        let after = totals()?;
+        let moved = (after.pops - before.pops) + (after.pushes - before.pushes);
+        match counted {
+            Err(why) => reason = why,
+            Ok(blocks) => {
+                let sight = Sight {
+                    blocks,
+                    pops: before.pops.midpoint(after.pops),
+                    pushes: before.pushes.midpoint(after.pushes),
+                };
+                if best.is_none_or(|(least, _)| moved < least) {
+                    best = Some((moved, sight));
+                }
+                if moved == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(best.map(|(_, sight)| sight).ok_or(reason))
+}
+
+/// Reads the pools of one process. Finding the tables of arenas takes ten times as long as reading the pools, so it is done
+/// before the clock of [`look`] runs.
+struct Reader<'a> {
+    target: &'a Target,
+    memory: ProcessMemory,
+    tables: Option<ArenaVariables>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(target: &'a Target) -> Result<Self, String> {
+        let memory = ProcessMemory::open(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
+        let mapped = mappings(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
+        let Interpreter { layout, runtime, .. } = target.interpreter;
+        let tables = find_arenas(&memory, &mapped, layout, runtime).ok();
+        Ok(Self { target, memory, tables })
+    }
+
+    fn count(&self) -> Result<u64, String> {
+        let mapped = mappings(Path::new(PROC), self.target.pid).map_err(|error| error.to_string())?;
+        let layout = self.target.interpreter.layout;
+        let census = match &self.tables {
+            Some(tables) => blocks_in_use(&self.memory, &mapped, layout, tables),
+            None => scan_blocks_in_use(&self.memory, &mapped, layout),
+        };
+        census.map(|census| census.blocks()).map_err(|error| error.to_string())
+    }
+}
+
+/// Events seen and missed, of one process or of several.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tally {
+    pops: f64,
+    missed_pops: f64,
+    pushes: f64,
+    missed_pushes: f64,
+}
+
+impl Tally {
+    /// Compares two moments, `from` and `to`, with the contradictions that were counted between them.
+    ///
+    /// `from_start`: the process was watched from its first allocation, so that every unknown push is a missed pop;
+    /// otherwise they are blocks from before, and only the pools can tell.
+    pub fn of(from: Sight, to: Sight, totals: &Totals, from_start: bool) -> Self {
+        let pops = (to.pops - from.pops) as f64;
+        let pushes = (to.pushes - from.pushes) as f64;
+        // True allocations less true frees, against the same of what was seen.
+        let grown = to.blocks as f64 - from.blocks as f64;
+        // Blocks that were seen but have no place in the live table come back unknown as well.
+        let left_out = totals.thinned + totals.live_table_full;
+        let contradicted_pops =
+            if from_start { totals.unknown_pushes.saturating_sub(left_out) as f64 } else { 0.0 };
+        Self {
+            pops,
+            missed_pops: contradicted_pops.max(grown - (pops - pushes)),
+            pushes,
+            missed_pushes: (totals.repeated_pops as f64).max((pops - pushes) - grown),
+        }
+    }
+
+    /// With another process's.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            pops: self.pops + other.pops,
+            missed_pops: self.missed_pops + other.missed_pops,
+            pushes: self.pushes + other.pushes,
+            missed_pushes: self.missed_pushes + other.missed_pushes,
+        }
+    }
+
+    /// As shares.
+    pub fn coverage(self) -> Coverage {
+        let share = |seen: f64, missed: f64| if seen + missed == 0.0 { 1.0 } else { seen / (seen + missed) };
+        Coverage::Measured {
+            allocations: share(self.pops, self.missed_pops),
+            frees: share(self.pushes, self.missed_pushes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(from: Sight, to: Sight, totals: Totals, from_start: bool) -> (f64, f64) {
+        match Tally::of(from, to, &totals, from_start).coverage() {
+            Coverage::Measured { allocations, frees } => (allocations, frees),
+            Coverage::Unmeasured { unmeasured } => panic!("{unmeasured}"),
+        }
+    }
+
+    #[test]
+    fn everything_seen() {
+        let to = Sight { blocks: 400, pops: 1000, pushes: 600 };
+        assert_eq!(measured(NOTHING_YET, to, Totals::default(), true), (1.0, 1.0));
+    }
+
+    #[test]
+    fn a_pop_that_was_missed_and_lives() {
+        let to = Sight { blocks: 401, pops: 999, pushes: 599 };
+        let (allocations, frees) = measured(NOTHING_YET, to, Totals::default(), true);
+        assert!((allocations - 0.999).abs() < 1e-9 && frees == 1.0, "{allocations} {frees}");
+    }
+
+    #[test]
+    fn a_pop_that_was_missed_and_freed() {
+        let to = Sight { blocks: 400, pops: 999, pushes: 600 };
+        let totals = Totals { unknown_pushes: 1, ..Totals::default() };
+        let (allocations, _) = measured(NOTHING_YET, to, totals, true);
+        assert!((allocations - 0.999).abs() < 1e-9, "{allocations}");
+    }
+
+    #[test]
+    fn a_block_without_a_place_is_no_miss() {
+        let to = Sight { blocks: 400, pops: 1000, pushes: 600 };
+        let totals = Totals { unknown_pushes: 300, thinned: 290, live_table_full: 10, ..Totals::default() };
+        assert_eq!(measured(NOTHING_YET, to, totals, true), (1.0, 1.0));
+    }
+
+    #[test]
+    fn a_push_that_was_missed() {
+        let to = Sight { blocks: 400, pops: 1000, pushes: 599 };
+        let (allocations, frees) = measured(NOTHING_YET, to, Totals::default(), true);
+        assert!(allocations == 1.0 && (frees - 599.0 / 600.0).abs() < 1e-9, "{frees}");
+    }
+
+    #[test]
+    fn blocks_from_before_are_no_misses() {
+        let from = Sight { blocks: 500, pops: 0, pushes: 0 };
+        let to = Sight { blocks: 100, pops: 10, pushes: 410 };
+        let totals = Totals { unknown_pushes: 400, ..Totals::default() };
+        assert_eq!(measured(from, to, totals, false), (1.0, 1.0));
+    }
+}

@@ -1,0 +1,116 @@
+//! A recording from start to end: drives the stages and owns what they share.
+//!
+//! The only place that knows all stages. It must not know clap, formats or terminals: progress goes to a callback.
+
+mod command;
+mod coverage;
+mod recorder;
+mod run;
+mod target;
+
+use std::ffi::OsString;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+pub use command::launch;
+pub use run::{Observer, record};
+
+use crate::attach::{AttachError, Mechanism, TableSizes};
+use crate::discover::DiscoverError;
+use crate::plan::PlanError;
+
+/// What to record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// Processes that run already.
+    Processes(Vec<u32>),
+    /// A command to be started: program and arguments.
+    Command(Vec<OsString>),
+}
+
+/// A validated request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to record.
+    pub subject: Subject,
+    /// When to stop; `None`: when asked to, or when the subject ends.
+    pub duration: Option<Duration>,
+    /// How to arm; `None`: the best that the kernel has.
+    pub mechanism: Option<Mechanism>,
+    /// Sizes of the kernel's tables.
+    pub sizes: TableSizes,
+    /// For benches: start programs that do nothing.
+    pub bare: bool,
+}
+
+/// How far a recording is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Since the first point was armed.
+    pub elapsed: Duration,
+    /// Allocations and frees counted.
+    pub events: u64,
+    /// Live bytes of all processes.
+    pub live_bytes: u64,
+    /// Everything lost, all causes.
+    pub losses: u64,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Whether there was a profile: none when no Python ran.
+    pub anything: bool,
+    /// Whether there was anything to record: a command that could not be run has said so itself.
+    pub ran: bool,
+    /// How the command ended, for a command.
+    pub status: Option<ExitStatus>,
+}
+
+/// What keeps a recording from being made.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Stage 1.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// Stage 2.
+    #[error("failed to find the allocator in `{file}`")]
+    Plan {
+        /// Which file.
+        file: String,
+        /// Why.
+        source: PlanError,
+    },
+    /// No pymalloc in an interpreter.
+    #[error(
+        "found no allocator code in `{file}`: this build of CPython cannot be traced yet; please report it"
+    )]
+    NoPoints {
+        /// Which file.
+        file: String,
+    },
+    /// Stage 3 or 4.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The command could not be started at all.
+    #[error("failed to start `{program}`")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something of our own runtime.
+    #[error("failed to {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Makes a [`SessionError::System`].
+fn system<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> SessionError {
+    move |source| SessionError::System { what, source: source.into() }
+}

@@ -1,0 +1,14 @@
+//! The `profile` and `output` stages and the verbs that read profiles, from outside.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy knows test functions, not the helpers of tests"
+)]
+
+mod damaged;
+mod destination;
+mod fixture;
+mod golden;
+mod hostile;
+mod round_trip;
+mod verbs;

@@ -1,0 +1,133 @@
+//! A profile written as pprof and read back is the same profile, whatever is in it.
+
+use alloctrace::profile::{
+    Amount, Cost, Coverage, Domain, Frame, FrameId, FrameKind, Losses, Metric, Process, ProcessIndex,
+    Profile, Recording, Sample, Values,
+    pprof::{decode, encode},
+};
+use proptest::{collection::vec, option, prelude::*};
+
+use crate::fixture;
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        ".{0,12}",
+        Just(String::new()),
+        Just("python".to_owned()),
+        Just("alloctrace-profile-v1 {}".to_owned())
+    ]
+}
+
+fn frame() -> impl Strategy<Value = Frame> {
+    let kind = prop_oneof![Just(FrameKind::Python), Just(FrameKind::Native), Just(FrameKind::Marker)];
+    (kind, text(), option::of(text()), any::<u32>(), any::<u32>())
+        .prop_map(|(kind, function, file, line, first_line)| Frame { kind, function, file, line, first_line })
+}
+
+fn amount() -> impl Strategy<Value = Amount> {
+    (0..1u64 << 45, 0..1u64 << 40).prop_map(|(bytes, count)| Amount { bytes, count })
+}
+
+fn values() -> impl Strategy<Value = Values> {
+    (amount(), amount(), amount(), amount()).prop_map(|(allocated, live, peak, temporary)| Values {
+        allocated,
+        live,
+        peak,
+        temporary,
+    })
+}
+
+fn recording() -> impl Strategy<Value = Recording> {
+    let measured =
+        (0.0..=1.0, 0.0..=1.0).prop_map(|(allocations, frees)| Coverage::Measured { allocations, frees });
+    let coverage = prop_oneof![measured, text().prop_map(|unmeasured| Coverage::Unmeasured { unmeasured })];
+    let cost = (option::of(0.0..1000.0), 0.0..1000.0)
+        .prop_map(|(target_percent, tracer_cpu_percent)| Cost { target_percent, tracer_cpu_percent });
+    let metric = prop::sample::select(Metric::ALL.map(Metric::name).to_vec());
+    let times = (0..i64::MAX.cast_unsigned(), 0..i64::MAX.cast_unsigned());
+    (text(), 0.0..=1.0, times, metric, coverage, any::<[u64; 4]>(), cost).prop_map(
+        |(
+            mode,
+            seen_fraction,
+            (start_nanoseconds, duration_nanoseconds),
+            metric,
+            coverage,
+            numbers,
+            cost,
+        )| {
+            let [live_table_full, missed_probes, thinned, events] = numbers;
+            let losses = Losses { live_table_full, missed_probes, thinned, ..Losses::default() };
+            let default_metric = metric.to_owned();
+            Recording {
+                mode,
+                seen_fraction,
+                start_nanoseconds,
+                duration_nanoseconds,
+                default_metric,
+                coverage,
+                losses,
+                cost,
+                events,
+            }
+        },
+    )
+}
+
+fn profile() -> impl Strategy<Value = Profile> {
+    let process = (any::<u32>(), text(), text()).prop_map(|(pid, command, interpreter)| Process {
+        pid,
+        command,
+        interpreter,
+    });
+    let stack = vec(any::<prop::sample::Index>(), 1..6);
+    let domain = prop_oneof![Just(Domain::Pymalloc), Just(Domain::Malloc)];
+    let sample = (any::<prop::sample::Index>(), any::<u32>(), domain, stack, values());
+    (recording(), vec(process, 1..4), vec(frame(), 1..12), vec(sample, 0..12)).prop_map(
+        |(recording, processes, frames, samples)| {
+            let frames: indexmap::IndexSet<Frame, _> = frames.into_iter().collect();
+            let mut keys = std::collections::HashSet::new();
+            let samples = samples.into_iter().filter_map(|(process, thread, domain, stack, values)| {
+                let process = ProcessIndex(process.index(processes.len()) as u32);
+                let frame = |index: &prop::sample::Index| FrameId(index.index(frames.len()) as u32);
+                let stack: Vec<FrameId> = stack.iter().map(frame).collect();
+                let is_new = keys.insert((process, thread, domain, stack.clone()));
+                is_new.then_some(Sample { process, thread, domain, stack, values })
+            });
+            let samples = samples.collect();
+            Profile { recording, processes, frames, samples }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_lost(profile in profile()) {
+        let read = decode(&encode(&profile).unwrap()).unwrap();
+        // Sets are equal in any order; samples point to positions.
+        prop_assert!(read.frames.iter().eq(&profile.frames));
+        prop_assert_eq!(read, profile);
+    }
+}
+
+#[test]
+fn the_same_profile_is_the_same_file() {
+    assert_eq!(encode(&fixture::example()).unwrap(), encode(&fixture::example()).unwrap());
+}
+
+#[test]
+fn hostile_names_are_not_changed() {
+    let profile = fixture::hostile();
+    assert_eq!(decode(&encode(&profile).unwrap()).unwrap(), profile);
+}
+
+/// A share of nothing is NaN, which JSON does not have.
+#[test]
+fn numbers_that_are_none_do_not_make_the_file_unreadable() {
+    let mut profile = fixture::example();
+    profile.recording.seen_fraction = f64::NAN;
+    profile.recording.cost = Cost { target_percent: Some(f64::NAN), tracer_cpu_percent: f64::INFINITY };
+    profile.recording.coverage = Coverage::Measured { allocations: f64::NAN, frees: 1.0 };
+    let recording = decode(&encode(&profile).unwrap()).unwrap().recording;
+    assert_eq!(recording.cost, Cost { target_percent: None, tracer_cpu_percent: 0.0 });
+    assert!(matches!(recording.coverage, Coverage::Unmeasured { .. }));
+}

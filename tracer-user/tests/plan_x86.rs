@@ -1,0 +1,316 @@
+//! The x86-64 finder on code written for one rule each: what it must accept, and where the probe must go.
+
+#[path = "plan_x86/program.rs"]
+mod program;
+
+use alloctrace::plan::{Operand, PlanNote, PointKind, Register};
+use iced_x86::code_asm::*;
+use program::{Program, find};
+
+const RAX: Register = Register(0);
+const RCX: Register = Register(1);
+const RDX: Register = Register(2);
+const RBX: Register = Register(3);
+const RSP: Register = Register(4);
+const RBP: Register = Register(5);
+const R12: Register = Register(12);
+
+fn held(register: Register, displacement: i8) -> Operand {
+    Operand { register, displacement }
+}
+
+fn pop(block: Register, pool: Register) -> Vec<PointKind> {
+    vec![PointKind::Pop { block: held(block, 0), pool }]
+}
+
+fn push(block: Operand) -> Vec<PointKind> {
+    vec![PointKind::Push { block }]
+}
+
+/// Finds exactly `expected` in what `write` assembles, on the instruction that `write` labels "probe".
+#[track_caller]
+fn accepts(expected: &[PointKind], write: impl FnOnce(&mut Program)) {
+    let found = find(write);
+    assert_eq!(found.kinds(), expected, "{:?}", found.plan.checks);
+    assert_eq!(found.offsets(), found.probes, "the probes are on the wrong instructions");
+    assert_eq!(
+        found.plan.checks.notes.iter().filter(|note| matches!(note, PlanNote::Unprobed { .. })).count(),
+        0
+    );
+}
+
+/// gcc 12 to 16: `mov 8(P),R; addl $1,(P); mov (R),T; mov T,8(P); test T,T; je`.
+fn gcc_pop(code: &mut Program) {
+    code.op(|a| a.mov(rax, qword_ptr(rcx + 8)));
+    code.op(|a| a.add(dword_ptr(rcx), 1));
+    code.op(|a| a.mov(rdx, qword_ptr(rax)));
+    code.op(|a| a.mov(qword_ptr(rcx + 8), rdx));
+    code.op(|a| a.test(rdx, rdx));
+    code.probe();
+}
+
+/// gcc and clang, 3.9 and later: the counter is loaded, lowered and stored apart.
+fn gcc_push(code: &mut Program) {
+    code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+    code.op(|a| a.mov(qword_ptr(rbx), rcx));
+    code.op(|a| a.mov(edi, dword_ptr(rax)));
+    code.op(|a| a.mov(qword_ptr(rax + 8), rbx));
+    code.op(|a| a.lea(edx, dword_ptr(rdi - 1)));
+    code.op(|a| a.mov(dword_ptr(rax), edx));
+    code.op(|a| a.test(rcx, rcx));
+    code.probe();
+}
+
+#[test]
+fn finds_gcc_pop() {
+    accepts(&pop(RAX, RCX), gcc_pop);
+}
+
+#[test]
+fn finds_gcc_push() {
+    accepts(&push(held(RBX, 0)), gcc_push);
+}
+
+#[test]
+fn finds_clang_pop_that_counts_first() {
+    accepts(&pop(RAX, RCX), |code| {
+        code.op(|a| a.inc(dword_ptr(rcx)));
+        code.op(|a| a.mov(rax, qword_ptr(rcx + 8)));
+        code.op(|a| a.mov(rdx, qword_ptr(rax)));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rdx));
+        code.op(|a| a.test(rdx, rdx));
+        code.probe();
+    });
+}
+
+#[test]
+fn finds_pop_with_split_counter() {
+    accepts(&pop(RAX, RCX), |code| {
+        code.op(|a| a.mov(esi, dword_ptr(rcx)));
+        code.op(|a| a.mov(rax, qword_ptr(rcx + 8)));
+        code.op(|a| a.add(esi, 1));
+        code.op(|a| a.mov(rdx, qword_ptr(rax)));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rdx));
+        code.op(|a| a.mov(dword_ptr(rcx), esi));
+        code.op(|a| a.test(rdx, rdx));
+        code.probe();
+    });
+}
+
+#[test]
+fn follows_register_copies() {
+    accepts(&pop(R12, RBX), |code| {
+        code.op(|a| a.mov(rax, qword_ptr(rcx + 8)));
+        code.op(|a| a.mov(r12, rax));
+        code.op(|a| a.mov(rbx, rcx));
+        code.op(|a| a.add(dword_ptr(rcx), 1));
+        code.op(|a| a.mov(rdx, qword_ptr(rax)));
+        code.op(|a| a.xor(eax, eax));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rdx));
+        code.op(|a| a.mov(rcx, 7u64));
+        code.op(|a| a.test(rdx, rdx));
+        code.probe();
+    });
+}
+
+#[test]
+fn follows_direct_jump() {
+    accepts(&pop(RAX, RCX), |code| {
+        code.op(|a| a.mov(rax, qword_ptr(rcx + 8)));
+        code.op(|a| a.add(dword_ptr(rcx), 1));
+        let mut on = code.label();
+        code.op(|a| a.jmp(on));
+        code.op(CodeAssembler::ret);
+        code.place(&mut on);
+        code.op(|a| a.mov(rdx, qword_ptr(rax)));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rdx));
+        code.op(|a| a.test(rdx, rdx));
+        code.probe();
+    });
+}
+
+#[test]
+fn follows_taken_side_of_branch() {
+    accepts(&pop(RAX, RCX), |code| {
+        code.op(|a| a.mov(rax, qword_ptr(rcx + 8)));
+        code.op(|a| a.cmp(rax, rsi));
+        let mut on = code.label();
+        code.op(|a| a.jne(on));
+        code.op(CodeAssembler::ret);
+        code.place(&mut on);
+        code.op(|a| a.add(dword_ptr(rcx), 1));
+        code.op(|a| a.mov(rdx, qword_ptr(rax)));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rdx));
+        code.op(|a| a.test(rdx, rdx));
+        code.probe();
+    });
+}
+
+#[test]
+fn reads_index_alone_as_base() {
+    accepts(&pop(RAX, RCX), |code| {
+        code.op(|a| a.mov(rax, qword_ptr(rcx * 1 + 8)));
+        code.op(|a| a.add(dword_ptr(rcx * 1), 1));
+        code.op(|a| a.mov(rdx, qword_ptr(rax * 1)));
+        code.op(|a| a.mov(qword_ptr(rcx * 1 + 8), rdx));
+        code.op(|a| a.test(rdx, rdx));
+        code.probe();
+    });
+}
+
+#[test]
+fn follows_spills_to_the_stack() {
+    accepts(&push(held(RBX, 0)), |code| {
+        code.op(|a| a.mov(qword_ptr(rsp + 0x20), rbx));
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(rsi, qword_ptr(rsp + 0x20)));
+        code.op(|a| a.mov(qword_ptr(rsi), rcx));
+        code.op(|a| a.mov(edi, dword_ptr(rax)));
+        code.op(|a| a.mov(dword_ptr(rsp + 0x10), edi));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rbx));
+        code.op(|a| a.mov(edi, dword_ptr(rsp + 0x10)));
+        code.op(|a| a.dec(edi));
+        code.op(|a| a.mov(dword_ptr(rax), edi));
+        code.op(|a| a.mov(esi, 0u32));
+        code.op(|a| a.test(rcx, rcx));
+        code.probe();
+    });
+}
+
+#[test]
+fn finds_block_behind_a_header() {
+    accepts(&push(held(RBP, -16)), |code| {
+        code.op(|a| a.lea(rdi, qword_ptr(rbp - 0x10)));
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(qword_ptr(rbp - 0x10), rcx));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rdi));
+        code.op(|a| a.mov(edi, dword_ptr(rax)));
+        code.op(|a| a.sub(edi, 1));
+        code.op(|a| a.mov(dword_ptr(rax), edi));
+        code.op(|a| a.test(rcx, rcx));
+        code.probe();
+    });
+}
+
+#[test]
+fn trusts_the_pool_mask_where_addresses_cannot_be_compared() {
+    accepts(&push(held(RBX, 0)), |code| {
+        code.op(|a| a.mov(rax, rbx));
+        code.op(|a| a.and(rax, -0x4000));
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(qword_ptr(rsi - 0x10), rcx));
+        code.op(|a| a.sub(dword_ptr(rax), 1));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rbx));
+        code.op(|a| a.test(rcx, rcx));
+        code.probe();
+    });
+}
+
+#[test]
+fn reports_the_pool_size() {
+    let found = find(|code| {
+        code.op(|a| a.mov(rax, rbx));
+        code.op(|a| a.and(rax, -0x1000));
+        gcc_push(code);
+    });
+    assert_eq!(found.plan.checks.pool_size, Some(0x1000));
+}
+
+/// 3.8: `if (!lastfree) { --count; ...; return } if (--count != 0)`.
+#[test]
+fn finds_push_that_counts_behind_the_branch() {
+    accepts(&push(held(RBX, 0)), |code| {
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(qword_ptr(rbx), rcx));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rbx));
+        code.op(|a| a.test(rcx, rcx));
+        let mut full = code.probe_label();
+        code.op(|a| a.sub(dword_ptr(rax), 1));
+        code.op(CodeAssembler::ret);
+        code.place(&mut full);
+        code.op(|a| a.mov(edx, dword_ptr(rax + 0x24)));
+        code.op(|a| a.sub(dword_ptr(rax), 1));
+    });
+}
+
+/// gcc 12 loads the counter into the block's register: the block is in memory only.
+#[test]
+fn finds_push_by_the_head_of_the_list() {
+    accepts(&[PointKind::PushIndirect { block: held(RAX, 8) }], |code| {
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(qword_ptr(rbx), rcx));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rbx));
+        code.op(|a| a.mov(ebx, dword_ptr(rax)));
+        code.op(|a| a.lea(edx, dword_ptr(rbx - 1)));
+        code.op(|a| a.mov(dword_ptr(rax), edx));
+        code.op(|a| a.test(rcx, rcx));
+        code.probe();
+    });
+}
+
+/// gcc 16 spills the block and loads its second word into the same register.
+#[test]
+fn finds_pop_whose_block_is_spilled() {
+    accepts(&[PointKind::PopIndirect { block: held(RSP, 0x20), pool: RAX }], |code| {
+        code.op(|a| a.mov(rsi, qword_ptr(rax + 8)));
+        code.op(|a| a.add(dword_ptr(rax), 1));
+        code.op(|a| a.mov(qword_ptr(rsp + 0x20), rsi));
+        code.op(|a| a.mov(rsi, qword_ptr(rsi)));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rsi));
+        code.op(|a| a.test(rsi, rsi));
+        code.probe();
+    });
+}
+
+#[test]
+fn finds_push_that_stores_the_head_first() {
+    accepts(&push(held(RBX, 0)), |code| {
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rbx));
+        code.op(|a| a.mov(qword_ptr(rbx), rcx));
+        code.op(|a| a.dec(dword_ptr(rax)));
+        code.op(|a| a.test(rcx, rcx));
+        code.probe();
+    });
+}
+
+#[test]
+fn finds_inlined_pool_opening() {
+    let cold = |block, pool| PointKind::NewPoolBranch { block, pool };
+    let expected = [
+        PointKind::Pop { block: held(RAX, 0), pool: RCX },
+        cold(held(RCX, 48), RCX),
+        cold(held(RDX, 0), RCX),
+    ];
+    accepts(&expected, |code| {
+        gcc_pop(code);
+        code.op(|a| a.mov(esi, dword_ptr(rcx + 0x24)));
+        code.op(|a| a.mov(dword_ptr(rcx), 1));
+        code.op(|a| a.cmp(esi, ebx));
+        let mut reuse = code.label();
+        code.op(|a| a.je(reuse));
+        code.mark();
+        code.op(|a| a.mov(dword_ptr(rcx + 0x24), ebx));
+        code.op(CodeAssembler::ret);
+        code.place(&mut reuse);
+        code.op(|a| a.mov(rdx, qword_ptr(rcx + 8)));
+        code.mark();
+        code.op(|a| a.mov(rax, qword_ptr(rdx)));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rax));
+    });
+}
+
+#[test]
+fn says_that_pops_without_pushes_are_no_allocator() {
+    let notes = find(gcc_pop).plan.checks.notes;
+    assert_eq!(notes, [PlanNote::NoColdSite { pops: 1 }, PlanNote::OneSided { pops: 1, pushes: 0 }]);
+    // The texts are read by people who must decide whether to trust a trace.
+    let texts: Vec<_> = notes.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "1 pops but no place that opens pools; the first block of each pool is missed",
+            "1 pops but 0 pushes; this is not a whole pymalloc"
+        ]
+    );
+}

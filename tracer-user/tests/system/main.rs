@@ -1,0 +1,100 @@
+//! Records real programs with the real kernel: one test a behaviour, and one an interpreter where that matters.
+//!
+//! Needs root, or the capabilities that tracing needs. Where it cannot run everything is reported as ignored, and as failed
+//! where `CI` is `true`. No test asserts on time; what takes how long is printed to standard error.
+mod attach;
+mod command;
+mod errors;
+mod exact;
+mod kernel;
+mod limits;
+mod outputs;
+mod support;
+mod threads;
+mod truth;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use support::{Interpreter, cannot_trace, interpreters};
+
+/// One test; with a function of an interpreter it is run once for each.
+enum Check {
+    Once(fn() -> anyhow::Result<()>),
+    Each(fn(&Interpreter) -> anyhow::Result<()>),
+    /// For one interpreter: the system's, or the newest where there is none.
+    One(fn(&Interpreter) -> anyhow::Result<()>),
+}
+
+/// A test, and whether it can be run here.
+struct Test {
+    name: &'static str,
+    check: Check,
+    runs_here: fn() -> bool,
+}
+
+const fn once(name: &'static str, check: fn() -> anyhow::Result<()>) -> Test {
+    Test { name, check: Check::Once(check), runs_here: || true }
+}
+
+const fn each(name: &'static str, check: fn(&Interpreter) -> anyhow::Result<()>) -> Test {
+    Test { name, check: Check::Each(check), runs_here: || true }
+}
+
+const fn one(name: &'static str, check: fn(&Interpreter) -> anyhow::Result<()>) -> Test {
+    Test { name, check: Check::One(check), runs_here: || true }
+}
+
+impl Test {
+    const fn only_if(mut self, runs_here: fn() -> bool) -> Self {
+        self.runs_here = runs_here;
+        self
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Every test keeps a processor busy or two; more at once would only measure each other.
+    arguments.test_threads.get_or_insert(2);
+    let found = interpreters();
+    let reason =
+        if found.is_empty() { Some("no interpreter of 3.9 to 3.13".to_owned()) } else { cannot_trace() };
+    let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    if let Some(reason) = &reason {
+        support::say(&format!("nothing can be traced here: {reason}"));
+    }
+    let able = reason.is_none();
+    let mut trials = vec![
+        Trial::test("this_machine_can_trace", move || reason.map_or(Ok(()), |reason| Err(reason.into())))
+            .with_ignored_flag(!able && !is_ci),
+    ];
+    let tests = [errors::TESTS, command::TESTS, attach::TESTS, exact::TESTS, threads::TESTS, outputs::TESTS];
+    for Test { name, check, runs_here } in
+        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS]).flatten()
+    {
+        let ignored = !able || !runs_here();
+        match *check {
+            Check::Once(check) => {
+                trials.push(Trial::test(*name, move || done(check())).with_ignored_flag(ignored));
+            }
+            Check::Each(check) => {
+                for interpreter in found.clone() {
+                    let title = format!("{name}::{}", interpreter.label);
+                    let trial = Trial::test(title, move || done(check(&interpreter)));
+                    trials.push(trial.with_ignored_flag(ignored));
+                }
+            }
+            Check::One(check) => {
+                let interpreter = support::preferred(&found);
+                let trial =
+                    Trial::test(*name, move || interpreter.map_or(Ok(()), |found| done(check(&found))));
+                trials.push(trial.with_ignored_flag(ignored));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn done(result: anyhow::Result<()>) -> Result<(), libtest_mimic::Failed> {
+    result.map_err(|error| format!("{error:#}").into())
+}

@@ -1,0 +1,59 @@
+//! `cargo xtask setup`: bring what building the eBPF objects and running the tests takes. Safe to repeat, and quick when all is there.
+//!
+//! Needed to build: bpf-linker against the compiler's own LLVM, and the sources of `core`. Good to have for tests: tools from Debian and a mounted tracefs,
+//! brought only where we are root; what cannot be brought is said, and the tests that need it report themselves as skipped.
+
+mod core_sources;
+mod debian;
+mod linker;
+mod python;
+mod test_tools;
+
+pub use python::environment as python_environment;
+
+use crate::command::{Machine, Runner};
+use crate::toolchain::Toolchain;
+use crate::workspace;
+use anyhow::{Result, bail};
+use std::path::Path;
+
+/// Do every step, say how each ended, and fail if one that building needs did.
+pub fn run() -> Result<()> {
+    let mut outcomes = build_tools(&Machine)?;
+    outcomes.push(("tools for tests", test_tools::bring(&Machine, &test_tools::Host::detect())));
+    outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
+    report(&outcomes)
+}
+
+/// Bring what building needs and say so; an error where that failed. For other verbs, which cannot do without.
+pub fn build_tools_or_fail() -> Result<()> {
+    report(&build_tools(&Machine)?)
+}
+
+type StepOutcome = (&'static str, Result<String>);
+
+/// The steps without which nothing can be built.
+fn build_tools(runner: &impl Runner) -> Result<Vec<StepOutcome>> {
+    let root = workspace::root();
+    let toolchain = Toolchain::detect(runner, &root)?;
+    let scratch = workspace::scratch().join("setup");
+    let apt = debian::Sources::read(Path::new("/"));
+    Ok(vec![
+        ("sources of core", core_sources::bring(runner, &toolchain, &root, &apt, &scratch)),
+        ("bpf-linker", linker::bring(runner, &toolchain, &scratch)),
+    ])
+}
+
+fn report(outcomes: &[StepOutcome]) -> Result<()> {
+    let mut failed = Vec::new();
+    for (name, outcome) in outcomes {
+        match outcome {
+            Ok(text) => println!("{name}: {text}"),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                failed.push(*name);
+            }
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("could not bring {}", failed.join(", ")) }
+}
