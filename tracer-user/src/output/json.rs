@@ -12,7 +12,7 @@ use super::{
     aggregate::{By, Key, Report, Row, frame_texts, stack_text},
     text::is_invisible,
 };
-use crate::profile::{Amount, Cost, Coverage, FOREIGN_MODE, Losses, Process};
+use crate::profile::{Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process};
 
 /// The version of the form.
 const SCHEMA: u32 = 1;
@@ -95,8 +95,15 @@ pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) ->
 
 fn json_row<'a>(report: &Report<'a>, texts: &'a [String], row: &'a Row<'a>) -> JsonRow<'a> {
     let Amount { bytes, count } = row.amount;
-    let bytes_error = (report.profile.recording.mode == "exact").then_some(0);
+    let bytes_error = is_exact(report).then_some(0);
     JsonRow { key: json_key(report, texts, &row.key), bytes, count, bytes_error }
+}
+
+/// Whether nothing in the rows is an estimate: what was thinned out is scaled up in all metrics but `allocated`.
+fn is_exact(report: &Report<'_>) -> bool {
+    let recording = &report.profile.recording;
+    let thinned = recording.losses.thinned > 0 && report.metric != Metric::Allocated;
+    recording.mode == "exact" && !thinned
 }
 
 fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> JsonKey<'a> {

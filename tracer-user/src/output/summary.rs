@@ -72,9 +72,10 @@ pub fn trust(profile: &Profile) -> String {
         String::new()
     };
     let coverage = match &recording.coverage {
-        Coverage::Measured { allocations, frees } => {
+        Coverage::Measured { allocations, frees, uncertainty } => {
             let (allocations, frees) = (share(*allocations), share(*frees));
-            format!("coverage {allocations} of allocations, {frees} of frees")
+            let error = error_of_share(*uncertainty);
+            format!("coverage {allocations} of allocations, {frees} of frees{error}")
         }
         Coverage::Unmeasured { unmeasured } => {
             format!("coverage not measured: {}", text::visible(unmeasured))
@@ -90,6 +91,14 @@ pub fn trust(profile: &Profile) -> String {
 /// Rounded down, so that 100 % means all of it.
 fn share(fraction: f64) -> String {
     format!("{:.2} %", (fraction * 10_000.0).floor() / 100.0)
+}
+
+/// ` (± 0.12 %)`, rounded up; nothing where it would round to nothing.
+fn error_of_share(uncertainty: f64) -> String {
+    if uncertainty < 0.000_05 {
+        return String::new();
+    }
+    format!(" (± {:.2} %)", (uncertainty * 10_000.0).ceil() / 100.0)
 }
 
 fn losses(losses: &Losses) -> String {

@@ -118,6 +118,9 @@ pub enum Coverage {
         allocations: f64,
         /// Share of pymalloc frees that were seen.
         frees: f64,
+        /// How far either share may be off, because the process ran while its pools were read; 0.0 if it stood still.
+        #[serde(default)]
+        uncertainty: f64,
     },
     /// Not measured; the text says why.
     Unmeasured {

@@ -22,10 +22,12 @@ pub struct Sight {
     pub pops: u64,
     /// Pushes seen.
     pub pushes: u64,
+    /// Pops and pushes seen while the pools were read: the blocks are those of some moment among these events.
+    pub moved: u64,
 }
 
 /// The moment at which nothing has been allocated.
-pub const NOTHING_YET: Sight = Sight { blocks: 0, pops: 0, pushes: 0 };
+pub const NOTHING_YET: Sight = Sight { blocks: 0, pops: 0, pushes: 0, moved: 0 };
 
 const PROC: &str = "/proc";
 
@@ -37,7 +39,7 @@ pub fn look<E>(
     target: &Target,
     mut totals: impl FnMut() -> Result<Totals, E>,
 ) -> Result<Result<Sight, String>, E> {
-    let mut best: Option<(u64, Sight)> = None;
+    let mut best: Option<Sight> = None;
     let mut reason = "the process has ended".to_owned();
     let reader = match Reader::new(target) {
         Ok(reader) => reader,
@@ -55,9 +57,10 @@ pub fn look<E>(
                     blocks,
                     pops: before.pops.midpoint(after.pops),
                     pushes: before.pushes.midpoint(after.pushes),
+                    moved,
                 };
-                if best.is_none_or(|(least, _)| moved < least) {
-                    best = Some((moved, sight));
+                if best.is_none_or(|best| moved < best.moved) {
+                    best = Some(sight);
                 }
                 if moved == 0 {
                     break;
@@ -65,7 +68,7 @@ pub fn look<E>(
             }
         }
     }
-    Ok(best.map(|(_, sight)| sight).ok_or(reason))
+    Ok(best.ok_or(reason))
 }
 
 /// Reads the pools of one process. Finding the tables of arenas takes ten times as long as reading the pools, so it is done
@@ -103,6 +106,7 @@ pub struct Tally {
     missed_pops: f64,
     pushes: f64,
     missed_pushes: f64,
+    uncertain: f64,
 }
 
 impl Tally {
@@ -124,6 +128,8 @@ impl Tally {
             missed_pops: contradicted_pops.max(grown - (pops - pushes)),
             pushes,
             missed_pushes: (totals.repeated_pops as f64).max((pops - pushes) - grown),
+            // The midpoint is at most half of what happened away from the moment of each pool's reading.
+            uncertain: (from.moved + to.moved) as f64 / 2.0,
         }
     }
 
@@ -134,6 +140,7 @@ impl Tally {
             missed_pops: self.missed_pops + other.missed_pops,
             pushes: self.pushes + other.pushes,
             missed_pushes: self.missed_pushes + other.missed_pushes,
+            uncertain: self.uncertain + other.uncertain,
         }
     }
 
@@ -143,6 +150,7 @@ impl Tally {
         Coverage::Measured {
             allocations: share(self.pops, self.missed_pops),
             frees: share(self.pushes, self.missed_pushes),
+            uncertainty: 1.0 - share(self.pops.min(self.pushes), self.uncertain),
         }
     }
 }
@@ -153,27 +161,27 @@ mod tests {
 
     fn measured(from: Sight, to: Sight, totals: Totals, from_start: bool) -> (f64, f64) {
         match Tally::of(from, to, &totals, from_start).coverage() {
-            Coverage::Measured { allocations, frees } => (allocations, frees),
+            Coverage::Measured { allocations, frees, .. } => (allocations, frees),
             Coverage::Unmeasured { unmeasured } => panic!("{unmeasured}"),
         }
     }
 
     #[test]
     fn everything_seen() {
-        let to = Sight { blocks: 400, pops: 1000, pushes: 600 };
+        let to = Sight { blocks: 400, pops: 1000, pushes: 600, moved: 0 };
         assert_eq!(measured(NOTHING_YET, to, Totals::default(), true), (1.0, 1.0));
     }
 
     #[test]
     fn a_pop_that_was_missed_and_lives() {
-        let to = Sight { blocks: 401, pops: 999, pushes: 599 };
+        let to = Sight { blocks: 401, pops: 999, pushes: 599, moved: 0 };
         let (allocations, frees) = measured(NOTHING_YET, to, Totals::default(), true);
         assert!((allocations - 0.999).abs() < 1e-9 && frees == 1.0, "{allocations} {frees}");
     }
 
     #[test]
     fn a_pop_that_was_missed_and_freed() {
-        let to = Sight { blocks: 400, pops: 999, pushes: 600 };
+        let to = Sight { blocks: 400, pops: 999, pushes: 600, moved: 0 };
         let totals = Totals { unknown_pushes: 1, ..Totals::default() };
         let (allocations, _) = measured(NOTHING_YET, to, totals, true);
         assert!((allocations - 0.999).abs() < 1e-9, "{allocations}");
@@ -181,23 +189,33 @@ mod tests {
 
     #[test]
     fn a_block_without_a_place_is_no_miss() {
-        let to = Sight { blocks: 400, pops: 1000, pushes: 600 };
+        let to = Sight { blocks: 400, pops: 1000, pushes: 600, moved: 0 };
         let totals = Totals { unknown_pushes: 300, thinned: 290, live_table_full: 10, ..Totals::default() };
         assert_eq!(measured(NOTHING_YET, to, totals, true), (1.0, 1.0));
     }
 
     #[test]
     fn a_push_that_was_missed() {
-        let to = Sight { blocks: 400, pops: 1000, pushes: 599 };
+        let to = Sight { blocks: 400, pops: 1000, pushes: 599, moved: 0 };
         let (allocations, frees) = measured(NOTHING_YET, to, Totals::default(), true);
         assert!(allocations == 1.0 && (frees - 599.0 / 600.0).abs() < 1e-9, "{frees}");
     }
 
     #[test]
     fn blocks_from_before_are_no_misses() {
-        let from = Sight { blocks: 500, pops: 0, pushes: 0 };
-        let to = Sight { blocks: 100, pops: 10, pushes: 410 };
+        let from = Sight { blocks: 500, pops: 0, pushes: 0, moved: 0 };
+        let to = Sight { blocks: 100, pops: 10, pushes: 410, moved: 0 };
         let totals = Totals { unknown_pushes: 400, ..Totals::default() };
         assert_eq!(measured(from, to, totals, false), (1.0, 1.0));
+    }
+
+    #[test]
+    fn what_happened_while_the_pools_were_read_is_uncertain() {
+        let from = Sight { blocks: 500, pops: 100, pushes: 100, moved: 10 };
+        let to = Sight { blocks: 507, pops: 1100, pushes: 1100, moved: 30 };
+        let coverage = Tally::of(from, to, &Totals::default(), false).coverage();
+        let Coverage::Measured { allocations, frees, uncertainty } = coverage else { panic!("{coverage:?}") };
+        assert!((allocations - 1000.0 / 1007.0).abs() < 1e-9 && frees == 1.0, "{allocations} {frees}");
+        assert!((uncertainty - 20.0 / 1020.0).abs() < 1e-9, "{uncertainty}");
     }
 }

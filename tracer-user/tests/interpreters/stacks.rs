@@ -23,6 +23,7 @@ struct Report {
 pub fn check(interpreter: &Interpreter) -> Result<()> {
     let mut target = Target::start(interpreter, "nested.py", &[], Stdio::inherit())?;
     let report: Report = serde_json::from_str(&target.line()?)?;
+    target.wait_until('S')?;
     let walker = Walker { memory: target.memory()?, layout: interpreter.layout };
     let runtime = target.symbol("_PyRuntime")?;
     let thread_state = walker.thread_state(runtime, report.thread)?;

@@ -5,6 +5,8 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use alloctrace::discover::{
@@ -76,6 +78,19 @@ impl Target {
         self.output.read_line(&mut line)?;
         ensure!(!line.is_empty(), "the target ended early");
         Ok(line)
+    }
+
+    /// Waits until it is in a state of /proc/PID/stat, such as `S`, asleep, and `T`, stopped.
+    pub fn wait_until(&self, state: char) -> Result<()> {
+        for _ in 0..1000 {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+            // The state stands behind the name, which may hold anything (fs/proc/array.c, do_task_stat).
+            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(state)) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        anyhow::bail!("the target did not come into state {state}")
     }
 
     pub fn memory(&self) -> Result<ProcessMemory> {

@@ -6,8 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
-use std::{env, fs, thread};
+use std::{env, fs};
 
 use alloctrace::discover;
 use alloctrace::discover::memory::{ProcessMemory, ReadMemory as _};
@@ -27,7 +26,7 @@ pub fn check(interpreter: &Interpreter) -> Result<()> {
     let mut target = Target::start(interpreter, "walked.py", &[], Stdio::inherit())?;
     let report: Report = serde_json::from_str(&target.line()?)?;
     let pid = target.child.id();
-    wait_until_stopped(pid)?;
+    target.wait_until('T')?;
     let found = discover::Target::inspect(Path::new("/proc"), pid)?.interpreter;
     let memory = target.memory()?;
     let pointer = found
@@ -47,17 +46,6 @@ pub fn check(interpreter: &Interpreter) -> Result<()> {
         fs::write(folder().join(format!("{}.txt", interpreter.label)), image.to_text())?;
     }
     Ok(())
-}
-
-fn wait_until_stopped(pid: u32) -> Result<()> {
-    for _ in 0..500 {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        if stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')) {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    anyhow::bail!("the target did not stop")
 }
 
 /// Reads, and keeps what it has read: of a frame its first words, whatever part of it the walk asks for.

@@ -38,8 +38,8 @@ fn values() -> impl Strategy<Value = Values> {
 }
 
 fn recording() -> impl Strategy<Value = Recording> {
-    let measured =
-        (0.0..=1.0, 0.0..=1.0).prop_map(|(allocations, frees)| Coverage::Measured { allocations, frees });
+    let measured = (0.0..=1.0, 0.0..=1.0, 0.0..=1.0)
+        .prop_map(|(allocations, frees, uncertainty)| Coverage::Measured { allocations, frees, uncertainty });
     let coverage = prop_oneof![measured, text().prop_map(|unmeasured| Coverage::Unmeasured { unmeasured })];
     let cost = (option::of(0.0..1000.0), 0.0..1000.0)
         .prop_map(|(target_percent, tracer_cpu_percent)| Cost { target_percent, tracer_cpu_percent });
@@ -126,7 +126,7 @@ fn numbers_that_are_none_do_not_make_the_file_unreadable() {
     let mut profile = fixture::example();
     profile.recording.seen_fraction = f64::NAN;
     profile.recording.cost = Cost { target_percent: Some(f64::NAN), tracer_cpu_percent: f64::INFINITY };
-    profile.recording.coverage = Coverage::Measured { allocations: f64::NAN, frees: 1.0 };
+    profile.recording.coverage = Coverage::Measured { allocations: f64::NAN, frees: 1.0, uncertainty: 0.0 };
     let recording = decode(&encode(&profile).unwrap()).unwrap().recording;
     assert_eq!(recording.cost, Cost { target_percent: None, tracer_cpu_percent: 0.0 });
     assert!(matches!(recording.coverage, Coverage::Unmeasured { .. }));
