@@ -8,6 +8,7 @@ pub mod pprof;
 mod proto;
 mod read;
 mod samples;
+mod stack;
 mod wire;
 
 use indexmap::IndexSet;
@@ -15,6 +16,7 @@ use indexmap::IndexSet;
 pub use self::{
     metric::{Metric, Unit, UnknownName},
     read::{FOREIGN_MODE, ReadError},
+    stack::{Frames, Stack},
 };
 
 /// Bytes and blocks of one metric.
@@ -92,7 +94,7 @@ pub struct Sample {
     /// Which allocator.
     pub domain: Domain,
     /// Innermost frame first; never empty (a marker where no Python frame was running).
-    pub stack: Vec<FrameId>,
+    pub stack: Stack,
     /// What was counted.
     pub values: Values,
 }
@@ -214,6 +216,18 @@ impl Profile {
     /// Whether nothing was recorded: no sample holds a byte or a block in any metric.
     pub fn is_empty(&self) -> bool {
         self.samples.iter().all(|sample| sample.values == Values::default())
+    }
+}
+
+impl Values {
+    /// All metrics added, saturating. Peaks add up where they are of one moment, as those of one process are.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            allocated: self.allocated.plus(other.allocated),
+            live: self.live.plus(other.live),
+            peak: self.peak.plus(other.peak),
+            temporary: self.temporary.plus(other.temporary),
+        }
     }
 }
 

@@ -75,7 +75,7 @@ impl<'a> Session<'a> {
         let mut kernel = Kernel::load(request.sizes, request.mechanism.unwrap_or(Mechanism::Multi))?;
         kernel.watch_processes()?;
         let (ring, readiness) = kernel.take_ring()?;
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(request.sizes.accounts);
         Ok(Self {
             request,
             kernel,
@@ -301,7 +301,7 @@ impl<'a> Session<'a> {
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,
         };
-        let recorder = std::mem::replace(&mut self.recorder, Recorder::new());
+        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0));
         recorder.into_profile(&self.kernel, recording).map(Some)
     }
 
