@@ -9,6 +9,7 @@ use core::ops::ControlFlow;
 use crate::abi::{Layout, MAX_FRAMES, end};
 use crate::hash::{mix, spread};
 use crate::memory::{Memory, WIDE_WORDS, Wide};
+use crate::tables::Generations;
 
 /// Where a stack begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,15 +103,18 @@ pub fn fingerprint<M: Memory>(memory: &M, layout: &Layout, code: u64) -> u32 {
 /// The identity of a stack, without keeping it: the second walk, which sends it up, sees the same frames, because the
 /// thread waits in its trap meanwhile.
 #[derive(Debug)]
-pub struct Identity {
-    /// The hash so far; begin with a seed that holds the process's epoch.
+pub struct Identity<'a> {
+    /// The hash so far; begin with a seed.
     pub hash: u64,
+    /// Which code object at an address it is.
+    pub generations: &'a Generations,
 }
 
-impl Visitor for Identity {
+impl Visitor for Identity<'_> {
     #[inline(always)]
     fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
-        self.hash = mix(mix(self.hash, frame.code), u64::from(frame.instruction));
+        let generation = u64::from(self.generations.of(frame.code));
+        self.hash = mix(mix(self.hash, frame.code), generation << 32 | u64::from(frame.instruction));
         ControlFlow::Continue(())
     }
 }

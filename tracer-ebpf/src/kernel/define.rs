@@ -13,7 +13,7 @@ use tracer_ebpf::abi::{
     StackRecord, record,
 };
 use tracer_ebpf::account::add;
-use tracer_ebpf::bucket::{self, Candidates};
+use tracer_ebpf::bucket::{self, Buckets as _, Candidates};
 use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::live::{Key, Live};
 use tracer_ebpf::memory::Memory as _;
@@ -70,8 +70,15 @@ pub fn send_stack(context: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn sent_key(event: &Event, code: u64, fingerprint: u32) -> u64 {
-    spread(mix(mix(u64::from(event.cookie.process()) + 1, code), u64::from(fingerprint))) | 1
+fn sent_key(event: &Event, code: u64) -> u64 {
+    spread(mix(u64::from(event.cookie.process()) + 1, code)) | 1
+}
+
+/// What tells a code object from others at its address: its generation, and the fingerprint for those whose end was not seen.
+#[inline(always)]
+fn version(code: u64, fingerprint: u32) -> u64 {
+    let generation = KernelTables.generations().map_or(0, |generations| generations.of(code));
+    u64::from(generation) << 32 | u64::from(fingerprint)
 }
 
 #[inline(always)]
@@ -105,8 +112,11 @@ impl Visitor for Unsent<'_> {
     #[inline(always)]
     fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
         let fingerprint = fingerprint(&UserMemory, self.event.layout, frame.code);
-        let key = sent_key(self.event, frame.code, fingerprint);
-        if bucket::find(&CodeBuckets, code_candidates(self.event, key), key).is_some() {
+        let key = sent_key(self.event, frame.code);
+        if let Some(place) = bucket::find(&CodeBuckets, code_candidates(self.event, key), key)
+            && let Some(sent) = CodeBuckets.bucket(place.bucket).and_then(|bucket| bucket.value(place.entry))
+            && sent.load() == version(frame.code, fingerprint)
+        {
             return ControlFlow::Continue(());
         }
         self.found = Found { code: frame.code, fingerprint };
@@ -200,9 +210,9 @@ fn send_code(event: &Event, unsent: Found) -> bool {
     }
     read_text(layout, at(layout.code_file), file);
     entry.submit(0);
-    let key = sent_key(event, code, fingerprint);
+    let key = sent_key(event, code);
     // Without a place it is sent again with every new stack: dear, but right.
-    let _ = bucket::insert(&CodeBuckets, code_candidates(event, key), key, 0);
+    let _ = bucket::put(&CodeBuckets, code_candidates(event, key), key, version(code, fingerprint));
     if let (Some(key), Some(globals)) = (Key::new(process, code), globals()) {
         Live { buckets: &LiveBuckets, settings: event.settings, globals }.watch_code(key);
     }

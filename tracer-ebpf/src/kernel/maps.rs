@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::abi::{Layout, PROCESSES, THREAD_BUCKETS};
 use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES, Place};
-use tracer_ebpf::tables::{Account, Globals, Settings, Tables, Thread, Totals};
+use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -26,6 +26,8 @@ static ACCOUNTS: Array<Account> = Array::with_max_entries(PROCESSES, 0);
 static LAYOUTS: Array<Layout> = Array::with_max_entries(PROCESSES, 0);
 #[map]
 static TOTALS: Array<Totals> = Array::with_max_entries(PROCESSES, 0);
+#[map]
+static GENERATIONS: Array<Generations> = Array::with_max_entries(1, 0);
 #[map]
 static THREAD_INDEX: Array<Bucket> = Array::with_max_entries(THREAD_BUCKETS, 0);
 #[map]
@@ -134,6 +136,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn account(&self, number: u32) -> Option<&Account> {
         ACCOUNTS.get(number)
+    }
+
+    #[inline(always)]
+    fn generations(&self) -> Option<&Generations> {
+        GENERATIONS.get(0)
     }
 
     #[inline(always)]

@@ -92,15 +92,15 @@ impl Event {
     /// The account of this stack.
     #[inline(always)]
     pub fn account(&self, start: Start, domain: u8) -> AccountId {
-        let totals = self.totals;
+        let own = AccountId(self.cookie.process());
+        let Some(generations) = KernelTables.generations() else { return own };
         let seed =
             mix(u64::from(self.thread_id) << 8 | u64::from(domain), u64::from(self.cookie.process()) + 1);
-        let own = AccountId(self.cookie.process());
-        let mut identity = Identity { hash: mix(seed, totals.epoch.load()) };
+        let mut identity = Identity { hash: seed, generations };
         let end = walk(&UserMemory, self.layout, start, &mut identity);
         let hash = mix(identity.hash, u64::from(end));
         if end == end::FAILED_READ {
-            add(&totals.failed_reads, 1);
+            add(&self.totals.failed_reads, 1);
         }
         let Some(books) = self.books() else { return own };
         books.account(spread(hash) | 1, self.thread_id, domain)

@@ -151,8 +151,6 @@ pub struct Losses {
     pub failed_reads: u64,
     /// Records that found the ring buffer full (each is sent again at the stack's next event).
     pub ring_full: u64,
-    /// Code objects that ended when there was no room to keep later code at their addresses apart: names may be wrong.
-    pub stale_codes: u64,
     /// Probes that the kernel skipped (nested hits).
     pub missed_probes: u64,
 }

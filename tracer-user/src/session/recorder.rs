@@ -160,7 +160,7 @@ impl Recorder {
         read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
         merge(&mut samples);
         let counts = self.resolver.counts();
-        tracing::debug!(?counts, "resolved");
+        tracing::debug!(?counts, ?totals, "resolved");
         recording.losses = losses(totals.values());
         recording.losses.unresolved_frames = counts.unresolved();
         recording.losses.truncated_stacks = self.truncated_stacks;
@@ -230,7 +230,6 @@ pub fn losses<'a>(totals: impl Iterator<Item = &'a Totals>) -> Losses {
         sum.thinned += totals.thinned;
         sum.failed_reads += totals.failed_reads;
         sum.ring_full += totals.ring_full;
-        sum.stale_codes += totals.stale_codes;
     }
     sum
 }

@@ -343,7 +343,6 @@ fn sum_of(losses: &Losses) -> u64 {
         truncated_stacks,
         failed_reads,
         ring_full,
-        stale_codes,
         missed_probes,
     } = *losses;
     live_table_full
@@ -353,7 +352,6 @@ fn sum_of(losses: &Losses) -> u64 {
         + truncated_stacks
         + failed_reads
         + ring_full
-        + stale_codes
         + missed_probes
 }
 
