@@ -113,6 +113,16 @@ pub struct Thread {
     pub thread_state: Cell,
     /// The account whose stack waits to be sent up.
     pub undefined: Cell,
+    /// The frame from which sending goes on; 0: from the innermost.
+    pub cursor: Cell,
+    /// Frames of its stack that have been sent.
+    pub sent_frames: Cell,
+    /// Parts of its stack that have been sent.
+    pub sent_parts: Cell,
+    /// A block that waits for the program that books it.
+    pub booked_block: Cell,
+    /// Its size.
+    pub booked_size: Cell,
     /// The malloc call it is in; see `calls.rs`.
     pub call_depth: Cell,
     pub call_stack_pointer: Cell,
@@ -122,7 +132,7 @@ pub struct Thread {
     pub call_pointer: Cell,
     /// realloc: the old block's entry, taken out of the live table; 0: it had none.
     pub call_entry: Cell,
-    pub spare: [Cell; 7],
+    pub spare: [Cell; 2],
 }
 
 /// What userspace sets, before anything is armed or (where said) while it is. The kernel half only reads it.

@@ -1,4 +1,4 @@
-//! The two bpf(2) calls that aya 0.14 cannot make: loading a program for `uprobe_multi`, and creating such a link.
+//! The bpf(2) calls for `uprobe_multi`, which aya 0.14 cannot make, and those for what is loaded beside it.
 //!
 //! One link arms hundreds of points in milliseconds, and needs no CAP_SYS_ADMIN (docs/decisions/0001-uprobe-multi.md). aya
 //! 0.15 can do both but needs a newer compiler; this file goes away when the project can be raised to it.
@@ -10,7 +10,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 
@@ -50,6 +52,15 @@ struct LinkCreate {
     padding: u32,
 }
 
+/// `union bpf_attr` for `BPF_RAW_TRACEPOINT_OPEN`.
+#[repr(C)]
+#[derive(Default)]
+struct RawTracepointOpen {
+    name: u64,
+    program: u32,
+    padding: u32,
+}
+
 /// `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`.
 #[repr(C)]
 #[derive(Default)]
@@ -79,19 +90,35 @@ fn raw(descriptor: BorrowedFd<'_>) -> u32 {
     u32::try_from(descriptor.as_raw_fd()).unwrap_or(u32::MAX)
 }
 
-/// Loads a relocated program for `uprobe_multi` links. On failure the verifier's words go to `log`.
+/// What starts a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The points of `uprobe_multi` links.
+    UprobeMulti,
+    /// A tracepoint of the kernel.
+    RawTracepoint,
+}
+
+/// Loads a relocated program. On failure the verifier's words go to `log`.
 pub fn load_program(
+    kind: Kind,
     name: &str,
     instructions: &[[u8; 8]],
     license: &CStr,
     log: &mut Vec<u8>,
 ) -> io::Result<OwnedFd> {
     let mut attributes = ProgramLoad {
-        program_type: BPF_PROG_TYPE_KPROBE,
+        program_type: match kind {
+            Kind::UprobeMulti => BPF_PROG_TYPE_KPROBE,
+            Kind::RawTracepoint => BPF_PROG_TYPE_RAW_TRACEPOINT,
+        },
         instruction_count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
         instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        expected_attach_type: match kind {
+            Kind::UprobeMulti => BPF_TRACE_UPROBE_MULTI,
+            Kind::RawTracepoint => 0,
+        },
         ..ProgramLoad::default()
     };
     for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
@@ -135,6 +162,16 @@ pub fn link_uprobes(
         ..LinkCreate::default()
     };
     bpf(BPF_LINK_CREATE, &mut attributes).map(descriptor)
+}
+
+/// Starts `program` at a tracepoint of the kernel, until the descriptor is dropped.
+pub fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let mut attributes = RawTracepointOpen {
+        name: name.as_ptr() as u64,
+        program: raw(program),
+        ..RawTracepointOpen::default()
+    };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attributes).map(descriptor)
 }
 
 /// Puts a program into a program array.

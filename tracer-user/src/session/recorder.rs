@@ -6,12 +6,15 @@ use tracer_ebpf::abi::{PROCESSES, end};
 use crate::attach::Kernel;
 use crate::drain::{AccountRow, Event, Totals, decode, read_accounts, read_totals};
 use crate::profile::{Domain, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack};
-use crate::resolve::{Limits, Resolver};
+use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
 use crate::session::target::Traced;
 
 /// Line tables that may wait for their code object at one time.
 const MAX_PENDING_TABLES: usize = 4096;
+
+/// Stacks that may wait for their next part at one time: as many threads as can be in their traps.
+const MAX_PENDING_PARTS: usize = 4096;
 
 /// A code object's identity: process slot, address, fingerprint.
 type CodeKey = (u32, u64, u32);
@@ -32,6 +35,8 @@ pub struct Recorder {
     stacks: Vec<Stack>,
     stack_bytes: usize,
     tables: FxHashMap<CodeKey, Vec<u8>>,
+    /// By account: the parts of stacks whose last part has not come.
+    parts: FxHashMap<u32, Vec<RawFrame>>,
     processes: Vec<(u16, Process)>,
     truncated_stacks: u64,
     unknown_records: u64,
@@ -47,6 +52,7 @@ impl Recorder {
             stacks: Vec::new(),
             stack_bytes: 0,
             tables: FxHashMap::default(),
+            parts: FxHashMap::default(),
             processes: Vec::new(),
             truncated_stacks: 0,
             unknown_records: 0,
@@ -73,7 +79,11 @@ impl Recorder {
     /// Takes one record; gives back what concerns whole processes.
     pub fn take(&mut self, record: &[u8]) -> Option<u32> {
         match decode(record) {
-            Event::Stack { process, account, end, frames } => self.take_stack(process, account, end, &frames),
+            Event::Stack { process, account, end, offset, frames } => {
+                if let Some(frames) = self.whole_stack(account, end, offset, frames) {
+                    self.take_stack(process, account, end, &frames);
+                }
+            }
             Event::LineTable { process, code, fingerprint, offset, bytes } => {
                 self.take_line_table((process, code, fingerprint), offset, &bytes);
             }
@@ -91,7 +101,33 @@ impl Recorder {
         None
     }
 
-    fn take_stack(&mut self, process: u32, account: u32, ending: u32, frames: &[crate::resolve::RawFrame]) {
+    /// All frames, once the last part has come. A part is missing only where the ring was full; all are sent again then.
+    fn whole_stack(
+        &mut self,
+        account: u32,
+        ending: u32,
+        offset: u32,
+        mut frames: Vec<RawFrame>,
+    ) -> Option<Vec<RawFrame>> {
+        if offset != 0 {
+            let mut before = self.parts.remove(&account)?;
+            if before.len() != offset as usize {
+                return None;
+            }
+            before.append(&mut frames);
+            frames = before;
+        }
+        if ending != end::CONTINUES {
+            return Some(frames);
+        }
+        if self.parts.len() >= MAX_PENDING_PARTS {
+            self.parts.clear();
+        }
+        self.parts.insert(account, frames);
+        None
+    }
+
+    fn take_stack(&mut self, process: u32, account: u32, ending: u32, frames: &[RawFrame]) {
         let Some(index) = self.index_of(process) else { return };
         let mut stack = match ending {
             end::COMPLETE | end::TRUNCATED | end::FAILED_READ if !frames.is_empty() => {

@@ -126,7 +126,9 @@ struct Seen(Vec<Visited>);
 
 impl Visitor for Seen {
     fn visit(&mut self, frame: Visited) -> std::ops::ControlFlow<()> {
-        self.0.push(frame);
+        if frame.is_python != 0 {
+            self.0.push(frame);
+        }
         std::ops::ControlFlow::Continue(())
     }
 }
