@@ -77,6 +77,7 @@ fn write_script(path: &Path, suite: &str, version: &str, root: &Path) -> Result<
 }
 
 /// The checkout and the folder for temporary files keep their names in the root, so that tests need not know where a program runs.
+/// `PYTHON_IN_ROOT` names another interpreter there, that of a virtual environment.
 fn script_text(suite: &str, version: &str, root: &Path, checkout: &Path) -> String {
     let (root, checkout) = (root.display(), checkout.display());
     let mut text = format!(
@@ -91,7 +92,7 @@ fn script_text(suite: &str, version: &str, root: &Path, checkout: &Path) -> Stri
          done\n\
          [ -d \"$root$PWD\" ] || cd /\n\
          exec unshare --root=\"$root\" --wd=\"$PWD\" \"$@\"\n\
-         ' sh \"{root}\" /usr/bin/python{version} \"$@\"\n"
+         ' sh \"{root}\" \"${{PYTHON_IN_ROOT:-/usr/bin/python{version}}}\" \"$@\"\n"
     );
     text
 }
@@ -112,6 +113,9 @@ mod tests {
         let text = script_text("sid", "3.14", Path::new("/c/target/sid"), Path::new("/c"));
         assert!(text.starts_with("#!/bin/sh\n# python3.14 of Debian's sid "), "{text}");
         assert!(text.contains("for folder in /proc /dev /tmp \"/c\"; do\n"), "{text}");
-        assert!(text.ends_with("' sh \"/c/target/sid\" /usr/bin/python3.14 \"$@\"\n"), "{text}");
+        assert!(
+            text.ends_with("' sh \"/c/target/sid\" \"${PYTHON_IN_ROOT:-/usr/bin/python3.14}\" \"$@\"\n"),
+            "{text}"
+        );
     }
 }
