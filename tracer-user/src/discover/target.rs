@@ -338,6 +338,41 @@ mod tests {
         assert_eq!(old_version(b"python3.6 lib/pytho"), None);
     }
 
+    /// `PY_VERSION_HEX` as it lies in memory: level and serial first.
+    #[test]
+    fn releases_are_told_from_pre_releases() {
+        let versions = [0x030f_00b4_u32, 0x030e_00a7, 0x030d_00c2, 0x030f_01f0].map(u32::to_le_bytes);
+        assert_eq!(versions.map(is_released), [false, false, false, true]);
+        assert_eq!(versions.map(full_version)[..3], ["3.15.0b4", "3.14.0a7", "3.13.0rc2"]);
+    }
+
+    /// Names in `maps` may be those of another root; the inode tells.
+    #[test]
+    fn a_file_is_where_its_inode_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for part in ["root/usr", "map_files"] {
+            std::fs::create_dir_all(folder.path().join(part)).unwrap();
+        }
+        let (named, link) =
+            (folder.path().join("root/usr/python"), folder.path().join("map_files/1000-2000"));
+        std::fs::write(&named, "another").unwrap();
+        std::fs::write(&link, "the very file").unwrap();
+        let mut mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            readable: true,
+            writable: false,
+            offset: 0,
+            inode: named.metadata().unwrap().ino(),
+            name: "/usr/python".to_owned(),
+        };
+        assert_eq!(path_of(folder.path(), &mapping), named);
+        mapping.inode = link.metadata().unwrap().ino();
+        assert_eq!(path_of(folder.path(), &mapping), link);
+        std::fs::remove_file(&link).unwrap();
+        assert_eq!(path_of(folder.path(), &mapping), named, "without the right to read links");
+    }
+
     #[test]
     fn a_process_that_is_not_there() {
         // Above the largest number that Linux gives.
