@@ -1,11 +1,11 @@
 //! Tasks of this repository that need more than one command. One file a verb; this one only parses and dispatches.
-//!
 //! `cargo xtask test` is what a contributor and CI run; everything else is a part of it or prepares it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task runner talks to whoever runs it")]
 
 mod bench;
 mod build_ebpf;
 mod command;
+mod gen_offsets;
 mod setup;
 mod test;
 mod tidy;
@@ -32,6 +32,8 @@ enum Verb {
     Setup,
     /// Run all checks and tests
     Test(test::Args),
+    /// Write the table of CPython's offsets from the headers of the interpreters that are installed
+    GenOffsets,
     /// Measure what tracing costs
     Bench(bench::Args),
     /// Check the rules of this repository that compilers do not know
@@ -39,21 +41,20 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().verb) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    run(Cli::parse().verb).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
-        Verb::Setup => setup::run().map(|()| ExitCode::SUCCESS),
-        Verb::Test(args) => test::run(&args),
-        Verb::Bench(args) => bench::run(&args),
-        Verb::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
+        Verb::Test(args) => return test::run(&args),
+        Verb::Bench(args) => return bench::run(&args),
+        Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
+        Verb::Setup => setup::run()?,
+        Verb::GenOffsets => gen_offsets::run()?,
+        Verb::Tidy => tidy::run()?,
     }
+    Ok(ExitCode::SUCCESS)
 }

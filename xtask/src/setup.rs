@@ -7,9 +7,11 @@ mod core_sources;
 mod debian;
 mod linker;
 mod python;
+mod pythons;
 mod test_tools;
 
 pub use python::environment as python_environment;
+pub use pythons::installed as debian_pythons;
 
 use crate::command::{Machine, Runner};
 use crate::toolchain::Toolchain;
@@ -22,6 +24,9 @@ pub fn run() -> Result<()> {
     let mut outcomes = build_tools(&Machine)?;
     outcomes.push(("tools for tests", test_tools::bring(&Machine, &test_tools::Host::detect())));
     outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
+    let sources = debian::Sources::read(Path::new("/"));
+    let is_root = test_tools::Host::detect().is_root;
+    outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
     report(&outcomes)
 }
 

@@ -62,7 +62,7 @@ impl Recorder {
     /// Adds a process; before its first record arrives.
     pub fn add_process(&mut self, traced: &Traced) {
         let index = ProcessIndex(self.processes.len() as u32);
-        self.resolver.add_process(index, traced.layout());
+        self.resolver.add_process(index, *traced.layout());
         let process = Process {
             pid: traced.target.pid,
             command: traced.target.command.clone(),

@@ -41,7 +41,9 @@ fn check_known_amounts(interpreter: &Interpreter, flags: &[&str]) -> Result<()> 
     equal("bytes of 479", live(Domain::Pymalloc, "bytes_of_479"), amount(512_000, 1000))?;
     equal("bytes of 479, malloc", live(Domain::Malloc, "bytes_of_479"), amount(0, 0))?;
     equal("bytes of 480", live(Domain::Malloc, "bytes_of_480"), amount(513_000, 1000))?;
-    equal("bytearrays, buffers", live(Domain::Malloc, "bytearrays_of_1000"), amount(1_001_000, 1000))?;
+    // A byte more than asked for; from 3.15 on the buffer is a bytes object (Objects/bytearrayobject.c).
+    let buffer = if interpreter.minor >= 15 { 1033 } else { 1001 };
+    equal("bytearrays, buffers", live(Domain::Malloc, "bytearrays_of_1000"), amount(1000 * buffer, 1000))?;
     equal(
         "bytearrays, objects",
         live(Domain::Pymalloc, "bytearrays_of_1000"),

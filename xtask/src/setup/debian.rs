@@ -3,7 +3,7 @@
 //! The mirror is the one that the machine's own apt sources name, so that a machine behind a local mirror needs no configuration of ours.
 
 use crate::command::{Invocation, Runner};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -119,11 +119,17 @@ impl PrivateApt {
         Ok(Self { mirror, suite: suite.to_owned(), folder: folder.to_path_buf() })
     }
 
-    /// Versions of `package` in the suite, newest first as apt lists them.
-    pub fn versions(&self, runner: &impl Runner, package: &str) -> Result<Vec<String>> {
+    /// Fetch the lists of the suite.
+    pub fn update(&self, runner: &impl Runner) -> Result<()> {
         runner
             .output(&self.invocation("apt-get").args(["update", "-qq"]))
-            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suite, self.mirror))?;
+            .map(drop)
+            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suite, self.mirror))
+    }
+
+    /// Versions of `package` in the suite, newest first as apt lists them.
+    pub fn versions(&self, runner: &impl Runner, package: &str) -> Result<Vec<String>> {
+        self.update(runner)?;
         let madison = runner.output(&self.invocation("apt-cache").args(["madison", package]))?;
         let version = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
         Ok(madison.lines().filter_map(version).collect())
@@ -143,9 +149,48 @@ impl PrivateApt {
         Ok(unpacked)
     }
 
+    /// `packages` and all that they depend on: on a machine that has nothing, as this apt sees it, that is what it would install.
+    pub fn with_dependencies(&self, runner: &impl Runner, packages: &[String]) -> Result<Vec<String>> {
+        let install = ["install", "-y", "-qq", "--no-install-recommends", "--print-uris"];
+        let uris = runner
+            .output(&self.invocation("apt-get").args(install).args(packages.iter().map(String::as_str)))?;
+        let name = |line: &str| {
+            let file = line.strip_prefix('\'')?.split_whitespace().nth(1)?;
+            Some(file.split_once('_')?.0.to_owned())
+        };
+        let names: Vec<String> = uris.lines().filter_map(name).collect();
+        ensure!(!names.is_empty(), "Debian's {} has no packages {}", self.suite, packages.join(", "));
+        Ok(names)
+    }
+
+    /// Download `packages` and unpack the part of each that lies below `part` (`./` for all) into `root`. What links `root` has, as
+    /// those of a merged `/usr`, stay.
+    pub fn unpack_into(
+        &self,
+        runner: &impl Runner,
+        packages: &[String],
+        root: &Path,
+        part: &str,
+    ) -> Result<()> {
+        let folder = self.folder.join("archives");
+        for path in [&folder, root] {
+            fs::create_dir_all(path).with_context(|| format!("failed to create `{}`", path.display()))?;
+        }
+        let download = self.invocation("apt-get").args(["download", "-qq"]).directory(&folder);
+        runner.output(&download.args(packages.iter().map(String::as_str)))?;
+        for package in packages {
+            let archive = find_archive(&folder, &format!("{package}_"))
+                .with_context(|| format!("`{package}` was not downloaded to `{}`", folder.display()))?;
+            let line = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --directory \"$2\" --keep-directory-symlink \"$3\"";
+            let paths = [archive.display().to_string(), root.display().to_string(), part.to_owned()];
+            runner.output(&Invocation::new("sh").args(["-c", line, "sh"]).args(paths))?;
+            fs::remove_file(&archive).with_context(|| format!("failed to remove `{}`", archive.display()))?;
+        }
+        Ok(())
+    }
+
     fn archive(&self) -> Option<PathBuf> {
-        let mut paths = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-        paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        find_archive(&self.folder, "")
     }
 
     fn invocation(&self, program: &str) -> Invocation {
@@ -153,6 +198,15 @@ impl PrivateApt {
             .env("APT_CONFIG", self.folder.join("apt.conf").display().to_string())
             .directory(&self.folder)
     }
+}
+
+/// A package in `folder` whose file's name begins with `start`.
+fn find_archive(folder: &Path, start: &str) -> Option<PathBuf> {
+    let mut paths = fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    paths.find(|path| {
+        path.extension().is_some_and(|extension| extension == "deb")
+            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))
+    })
 }
 
 fn configuration(folder: &Path) -> String {

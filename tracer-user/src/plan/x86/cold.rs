@@ -9,6 +9,7 @@ use iced_x86::{FlowControl, Instruction, InstructionInfoFactory};
 use super::code::{Code, jump_target, plain_load64};
 use super::machine::Machine;
 use super::patterns::{FREE_BLOCK, HEADER_SIZE, Operation, SIZE_INDEX, completed, find_register};
+use super::targets::BranchTargets;
 use super::value::Value;
 use crate::plan::{Operand, PointKind};
 
@@ -22,14 +23,14 @@ const STEPS_ON_SIDE: u32 = 12;
 pub struct ColdSite {
     /// The store of the counter: identifies the site.
     pub store: u64,
-    /// Where the pool is carved anew: the store of its size class, with the block behind the header.
+    /// Where the pool is carved anew: behind the store of its size class, which the probe reads, with the block behind the header.
     pub carve: (u64, PointKind),
     /// Where the pool's old free list is used: the load of its second block, with the first in a register.
     pub reuse: (u64, PointKind),
 }
 
 /// Looks closer at a store of 1; none if no pool is opened there.
-pub fn examine(code: &mut Code<'_>, store: u64) -> Option<ColdSite> {
+pub fn examine(code: &mut Code<'_>, targets: &BranchTargets, store: u64) -> Option<ColdSite> {
     let mut information = InstructionInfoFactory::new();
     let mut machine = Machine::default();
     let first = code.at(store)?;
@@ -43,7 +44,7 @@ pub fn examine(code: &mut Code<'_>, store: u64) -> Option<ColdSite> {
                 let sides = [instruction.next_ip(), jump_target(&instruction)?];
                 return join(
                     store,
-                    sides.map(|side| explore(code, machine.clone(), side, pool, &mut information)),
+                    sides.map(|side| explore(code, targets, machine.clone(), side, pool, &mut information)),
                 );
             }
             _ => return None,
@@ -73,6 +74,7 @@ fn join(store: u64, sides: [Option<Side>; 2]) -> Option<ColdSite> {
 
 fn explore(
     code: &mut Code<'_>,
+    targets: &BranchTargets,
     mut machine: Machine,
     mut address: u64,
     pool: Value,
@@ -96,7 +98,9 @@ fn explore(
         let Some(newest) = machine.stores().get(stores) else { continue };
         if newest.address == pool.plus(SIZE_INDEX) && newest.size == 4 {
             let block = Operand { register: register?, displacement: HEADER_SIZE };
-            return Some(Side::Carve(instruction.ip(), PointKind::NewPoolBranch { block, pool: register? }));
+            let kind = PointKind::NewPoolBranch { block, pool: register? };
+            // A probe fires before its instruction, and before the store the class is that of the pool's former blocks.
+            return (!targets.contains(address)).then_some(Side::Carve(address, kind));
         }
         if matches!(completed(&machine), Some(Operation::Pop { pool: popped, .. }) if popped == pool) {
             return reuse.map(|(address, kind)| Side::Reuse(address, kind));
