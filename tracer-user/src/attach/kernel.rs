@@ -16,6 +16,7 @@ use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
 use super::kernel_types::{KernelTypes, thread_pointer_offset};
+use super::mechanism::Mechanism;
 use super::{AttachError, Readiness, object, syscall};
 use crate::plan::FileOffset;
 
@@ -23,15 +24,6 @@ use crate::plan::FileOffset;
 type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
 /// Index of `held_process` in it.
 const HELD_PROCESS: usize = 8;
-
-/// How points are armed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mechanism {
-    /// One `uprobe_multi` link for all points of a program (Linux 6.6).
-    Multi,
-    /// A perf event for each point (any kernel; needs CAP_SYS_ADMIN since July 2025, and is slow to disarm).
-    Perf,
-}
 
 /// The programs that probe points start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,7 +165,7 @@ impl Kernel {
         let mut kernel = Self { ebpf, mechanism, programs: FxHashMap::default(), sizes };
         kernel.write_settings(offset)?;
         match mechanism {
-            Mechanism::Multi => kernel.load_for_multi()?,
+            Mechanism::Multi | Mechanism::MultiEverywhere => kernel.load_for_multi()?,
             Mechanism::Perf => kernel.load_for_perf()?,
         }
         Ok(kernel)
@@ -279,13 +271,15 @@ impl Kernel {
             AttachError::Arm { points: points.len(), file: path.to_owned(), source }
         };
         match self.mechanism {
-            Mechanism::Multi => {
+            Mechanism::Multi | Mechanism::MultiEverywhere => {
+                // Every program of ours looks at the process itself before it counts anything.
+                let filter = if self.mechanism == Mechanism::MultiEverywhere { 0 } else { pid };
                 let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
                 let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
                 let cookies: Vec<u64> = points.iter().map(|point| point.cookie.0).collect();
                 let code = self.programs.get(&program).ok_or_else(|| missing(program.name()))?;
                 let link =
-                    syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, pid, program.is_return())
+                    syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, filter, program.is_return())
                         .map_err(failed)?;
                 Ok(Armed { _links: Links::Multi { _link: link } })
             }
@@ -408,8 +402,10 @@ fn encode(instruction: &aya_obj::generated::bpf_insn) -> [u8; 8] {
 }
 
 fn last_lines(log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
-    let lines: Vec<&str> = text.trim_end_matches('\0').lines().collect();
+    // Behind the end there are remains of what the verifier has taken back.
+    let written = log.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(written);
+    let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(12);
     lines[from..].join(" | ")
 }

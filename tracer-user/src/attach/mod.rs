@@ -6,13 +6,15 @@
 mod kernel;
 mod kernel_types;
 mod layout;
+mod mechanism;
 mod object;
 mod readiness;
 mod syscall;
 mod target;
 
-pub use kernel::{Armed, Kernel, Mechanism, ProbePoint, Program, TableSizes};
+pub use kernel::{Armed, Kernel, ProbePoint, Program, TableSizes};
 pub use layout::kernel_layout;
+pub use mechanism::Mechanism;
 pub use readiness::Readiness;
 pub use target::{FilePlan, Slot, arm};
 

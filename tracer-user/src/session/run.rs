@@ -33,7 +33,7 @@ pub trait Observer {
 
 /// Records. Everything is disarmed when this returns, or is dropped.
 pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<Recorded, SessionError> {
-    let mut session = Session::load(request)?;
+    let mut session = Session::load(request, observer)?;
     match &request.subject {
         Subject::Processes(pids) => session.attach_to(pids, observer).await,
         Subject::Command(command) => session.run_command(command, observer).await,
@@ -71,8 +71,12 @@ enum Wake {
 }
 
 impl<'a> Session<'a> {
-    fn load(request: &'a Request) -> Result<Self, SessionError> {
-        let mut kernel = Kernel::load(request.sizes, request.mechanism.unwrap_or(Mechanism::Multi))?;
+    fn load(request: &'a Request, observer: &mut impl Observer) -> Result<Self, SessionError> {
+        let mechanism = match request.mechanism {
+            Some(mechanism) => mechanism,
+            None => best_mechanism(observer)?,
+        };
+        let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new();
@@ -318,6 +322,15 @@ impl<'a> Session<'a> {
         }
         sum.coverage()
     }
+}
+
+/// The best that this kernel has; a word about it where it is not the usual one.
+fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionError> {
+    let mechanism = Mechanism::best()?;
+    if let Some(note) = mechanism.note() {
+        observer.note(note);
+    }
+    Ok(mechanism)
 }
 
 /// Asks for a processor before others: a tracer that waits too long for one finds its ring buffer full. After a command has
