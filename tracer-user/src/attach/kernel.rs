@@ -278,9 +278,15 @@ impl Kernel {
                 let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
                 let cookies: Vec<u64> = points.iter().map(|point| point.cookie.0).collect();
                 let code = self.programs.get(&program).ok_or_else(|| missing(program.name()))?;
-                let link =
-                    syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, filter, program.is_return())
-                        .map_err(failed)?;
+                let link = syscall::link_uprobes(
+                    code.as_fd(),
+                    &path,
+                    &offsets,
+                    &cookies,
+                    filter,
+                    program.is_return(),
+                )
+                .map_err(failed)?;
                 Ok(Armed { _links: Links::Multi { _link: link } })
             }
             Mechanism::Perf => self.arm_by_perf(program, path, pid, points),

@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Say what is found and done on the way; twice: everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Record also on a kernel that is known to crash
+    #[arg(long)]
+    any_kernel: bool,
     /// Arm points one by one, as on kernels before 6.6
     #[arg(long, hide = true)]
     perf_events: bool,
@@ -87,6 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         duration: arguments.duration,
         mechanism: mechanism(arguments),
         sizes: sizes(arguments)?,
+        any_kernel: arguments.any_kernel,
         bare: arguments.bench_empty,
     };
     let mut console = Console::new(arguments, path, format);
