@@ -10,6 +10,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm_test;
 mod workspace;
 
 use anyhow::Result;
@@ -34,6 +35,8 @@ enum Verb {
     Test(test::Args),
     /// Measure what tracing costs
     Bench(bench::Args),
+    /// Record programs on other kernels, in emulated machines
+    VmTest(vm_test::Args),
     /// Check the rules of this repository that compilers do not know
     Tidy,
 }
@@ -54,6 +57,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::VmTest(args) => vm_test::run(&args),
         Verb::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
     }
 }
