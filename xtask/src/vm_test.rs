@@ -83,10 +83,10 @@ fn guests() -> Vec<Guest> {
     let mut guests = Vec::new();
     for architecture in [Architecture::X86_64, Architecture::Arm64] {
         let traces = architecture == Architecture::X86_64 || TRACES_ARM64;
-        for (kernel, suite) in packages::KERNELS {
-            guests.push(Guest { architecture, kernel, suite, full_preemption: false, traces });
+        for (kernel, _) in packages::KERNELS {
+            guests.push(Guest { architecture, kernel, full_preemption: false, traces });
             if traces {
-                guests.push(Guest { architecture, kernel, suite, full_preemption: true, traces });
+                guests.push(Guest { architecture, kernel, full_preemption: true, traces });
             }
         }
     }

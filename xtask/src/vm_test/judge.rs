@@ -207,7 +207,7 @@ mod tests {
     use serde_json::json;
 
     fn guest(full_preemption: bool, traces: bool) -> Guest {
-        Guest { architecture: Architecture::X86_64, kernel: "6.12", suite: "trixie", full_preemption, traces }
+        Guest { architecture: Architecture::X86_64, kernel: "6.12", full_preemption, traces }
     }
 
     fn kernel(preempt: &str) -> Value {
@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn each_fault_of_a_recording_fails_it() {
-        let faults: [(&str, fn(&mut Value)); 7] = [
+        type Fault = fn(&mut Value);
+        let faults: [(&str, Fault); 7] = [
             ("ended with 2", |value| value["status"] = json!(2)),
             ("coverage", |value| value["live"]["coverage"]["frees"] = json!(0.9989)),
             ("coverage", |value| value["live"]["coverage"] = json!({"unmeasured": "reason"})),

@@ -39,9 +39,6 @@ pub struct Guest {
     pub architecture: Architecture,
     /// Series of the kernel, such as `6.12`.
     pub kernel: &'static str,
-    /// Suite of Debian that has it.
-    #[expect(dead_code, reason = "told in debug output")]
-    pub suite: &'static str,
     /// Boot with `preempt=full` instead of the kernel's default.
     pub full_preemption: bool,
     /// Whether there is a tracer for it.
@@ -110,13 +107,8 @@ mod tests {
 
     #[test]
     fn a_guest_is_told_its_tests_and_its_preemption() {
-        let guest = Guest {
-            architecture: Architecture::X86_64,
-            kernel: "6.12",
-            suite: "trixie",
-            full_preemption: true,
-            traces: true,
-        };
+        let guest =
+            Guest { architecture: Architecture::X86_64, kernel: "6.12", full_preemption: true, traces: true };
         assert_eq!(guest.name(), "x86_64-6.12-full");
         let line = command(Path::new("/q"), &guest, Path::new("/k"), Path::new("/i")).to_string();
         assert!(line.ends_with("console=ttyS0 panic=-1 quiet preempt=full tests=exact,stress"), "{line}");
