@@ -85,7 +85,8 @@ fn cell(guest: &Guest, value: &Value) -> Option<Cell> {
     }
     let mut cell = Cell::of(guest, test, Outcome::Passed);
     if let Some(refused) = value["refused"].as_str() {
-        cell.outcome = Outcome::Skipped(refused.trim().to_owned());
+        let line = refused.lines().find(|line| line.contains("not supported")).unwrap_or(refused);
+        cell.outcome = Outcome::Skipped(line.trim().to_owned());
         return Some(cell);
     }
     cell.interpreter = interpreter(value);
