@@ -10,6 +10,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm_test;
 mod workspace;
 
 use anyhow::Result;
@@ -36,6 +37,8 @@ enum Verb {
     GenOffsets,
     /// Measure what tracing costs
     Bench(bench::Args),
+    /// Record programs on other kernels, in emulated machines
+    VmTest(vm_test::Args),
     /// Check the rules of this repository that compilers do not know
     Tidy,
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Test(args) => return test::run(&args),
+        Verb::VmTest(args) => return vm_test::run(&args),
         Verb::Bench(args) => return bench::run(&args),
         Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
         Verb::Setup => setup::run()?,

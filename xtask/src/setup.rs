@@ -4,7 +4,7 @@
 //! brought only where we are root; what cannot be brought is said, and the tests that need it report themselves as skipped.
 
 mod core_sources;
-mod debian;
+pub mod debian;
 mod linker;
 mod python;
 mod pythons;

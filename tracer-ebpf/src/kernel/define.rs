@@ -285,8 +285,9 @@ fn send_line_table(event: &Event, code: u64, fingerprint: u32) -> Option<u32> {
         }
         let mut entry = events().reserve::<LineTableRecord>(0)?;
         let piece = entry.as_mut_ptr();
-        let left = size - offset;
-        let used = if left > LINE_TABLE_BYTES as u32 { LINE_TABLE_BYTES as u32 } else { left };
+        // Compared as 64 bits: the verifier of Linux 6.1 does not follow a bound through a copy of the lower half of a register.
+        let left = u64::from(size) - u64::from(offset);
+        let used = if left > LINE_TABLE_BYTES as u64 { LINE_TABLE_BYTES as u64 } else { left } as u32;
         let from = table.wrapping_add(u64::from(layout.bytes_data)).wrapping_add(u64::from(offset));
         // SAFETY: `piece` points to a reserved record whose last field has `LINE_TABLE_BYTES` bytes.
         let read = read_into(from, used, unsafe { (&raw mut (*piece).bytes).cast() });

@@ -16,6 +16,7 @@ use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
 use super::kernel_types::{KernelTypes, thread_pointer_offset};
+use super::mechanism::Mechanism;
 use super::{AttachError, Readiness, object, syscall};
 use crate::plan::FileOffset;
 
@@ -23,15 +24,6 @@ use crate::plan::FileOffset;
 type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
 /// Index of `held_process` in it.
 const HELD_PROCESS: usize = 8;
-
-/// How points are armed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mechanism {
-    /// One `uprobe_multi` link for all points of a program (Linux 6.6).
-    Multi,
-    /// A perf event for each point (any kernel; needs CAP_SYS_ADMIN since July 2025, and is slow to disarm).
-    Perf,
-}
 
 /// The programs that probe points start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -149,6 +141,8 @@ enum Links {
 pub struct Kernel {
     maps: FxHashMap<String, Map>,
     sizes: TableSizes,
+    /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
+    filter_here: bool,
     loaded: Loaded,
 }
 
@@ -181,11 +175,12 @@ impl Kernel {
     /// Creates the tables and loads every program, `mechanism` deciding for what kind of probe; nothing is armed yet.
     pub fn load(sizes: TableSizes, mechanism: Mechanism) -> Result<Self, AttachError> {
         let offset = read_thread_pointer_offset()?;
+        let filter_here = mechanism == Mechanism::MultiEverywhere;
         match mechanism {
-            Mechanism::Multi => {
+            Mechanism::Multi | Mechanism::MultiEverywhere => {
                 let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
                 let maps = create_maps(&mut object, sizes)?;
-                let mut kernel = Self { maps, sizes, loaded: Loaded::None };
+                let mut kernel = Self { maps, sizes, filter_here, loaded: Loaded::None };
                 kernel.write_settings(offset)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
@@ -202,7 +197,7 @@ impl Kernel {
                     .map_err(refused_or_broken)?;
                 let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
                 let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
-                let mut kernel = Self { maps: maps.collect(), sizes, loaded: Loaded::None };
+                let mut kernel = Self { maps: maps.collect(), sizes, filter_here, loaded: Loaded::None };
                 kernel.write_settings(offset)?;
                 kernel.load_for_perf(&mut ebpf)?;
                 kernel.loaded = Loaded::Perf(Box::new(ebpf));
@@ -322,6 +317,7 @@ impl Kernel {
             }
             AttachError::Arm { points: points.len(), file: path.to_owned(), source }
         };
+        let filter = if self.filter_here { 0 } else { pid };
         match &mut self.loaded {
             Loaded::None => Err(missing("programs")),
             Loaded::Multi { programs, .. } => {
@@ -329,9 +325,9 @@ impl Kernel {
                 let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
                 let cookies: Vec<u64> = points.iter().map(|point| point.cookie.0).collect();
                 let code = programs.get(&program).ok_or_else(|| missing(program.name()))?;
-                let link =
-                    syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, pid, program.is_return())
-                        .map_err(failed)?;
+                let on_return = program.is_return();
+                let link = syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, filter, on_return)
+                    .map_err(failed)?;
                 Ok(Armed { _links: Links::Multi { _link: link } })
             }
             Loaded::Perf(ebpf) => arm_by_perf(ebpf, program, path, pid, points),
@@ -494,8 +490,10 @@ fn encode(instruction: &aya_obj::generated::bpf_insn) -> [u8; 8] {
 }
 
 fn last_lines(log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
-    let lines: Vec<&str> = text.trim_end_matches('\0').lines().collect();
+    // Behind the end there are remains of what the verifier has taken back.
+    let written = log.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(written);
+    let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(12);
     lines[from..].join(" | ")
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_PROG_LOAD: i64 = 5;
@@ -138,7 +138,7 @@ pub fn load_program(
     }
 }
 
-/// Arms `offsets` of the file at `path`, each with its cookie, in process `pid`. Needs Linux 6.6.
+/// Arms `offsets` of the file at `path`, each with its cookie, in process `pid` (0: in all). Needs Linux 6.6.
 pub fn link_uprobes(
     program: BorrowedFd<'_>,
     path: &CStr,
@@ -172,6 +172,43 @@ pub fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<O
         ..RawTracepointOpen::default()
     };
     bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attributes).map(descriptor)
+}
+
+/// Whether a `uprobe_multi` link can be made here, and whether its process filter can be trusted. An error where no program
+/// may be loaded at all.
+///
+/// Asked as libbpf does (`probe_uprobe_multi_link`, tools/lib/bpf/features.c): `/` is no file to put probes in, which a kernel
+/// that knows such links says by EBADF. One with the corrected filter (6.10, 46ba0e49b642) refuses process -1 before it looks
+/// at the path.
+pub fn multi_support() -> io::Result<MultiSupport> {
+    /// `r0 = 0; exit`.
+    const NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let loaded = load_program(Kind::UprobeMulti, "alloctrace", &NOTHING, c"Dual MIT/GPL", &mut Vec::new());
+    let program = match loaded {
+        Ok(program) => program,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Err(error),
+        Err(_) => return Ok(MultiSupport::None),
+    };
+    let answer = |pid| {
+        let link = link_uprobes(program.as_fd(), c"/", &[0], &[0], pid, false);
+        link.err().and_then(|error| error.raw_os_error())
+    };
+    Ok(match (answer(0), answer(u32::MAX)) {
+        (Some(libc::EBADF), Some(libc::EINVAL)) => MultiSupport::ByProcess,
+        (Some(libc::EBADF), _) => MultiSupport::ByThread,
+        _ => MultiSupport::None,
+    })
+}
+
+/// What a kernel makes of `uprobe_multi` links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MultiSupport {
+    /// It does not know them (before 6.6).
+    None,
+    /// It does, but its process filter drops the events of all threads but one (before 6.10).
+    ByThread,
+    /// It does, and filters by process.
+    ByProcess,
 }
 
 /// Puts a program into a program array.

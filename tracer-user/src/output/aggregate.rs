@@ -208,7 +208,9 @@ impl Key<'_> {
             let differs = (0..one.len().min(other.len()))
                 .map(|depth| names(&one, one.len() - 1 - depth).cmp(&names(&other, other.len() - 1 - depth)))
                 .find(|order| order.is_ne());
-            return differs.unwrap_or_else(|| one.cmp(&other));
+            // A stack comes before those that it is the outer part of; a comparison by ids here would not be transitive with the one
+            // by names above.
+            return differs.unwrap_or_else(|| one.len().cmp(&other.len()).then_with(|| one.cmp(&other)));
         }
         self.name().cmp(&other.name())
     }

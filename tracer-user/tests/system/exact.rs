@@ -12,6 +12,7 @@ use crate::{Test, each, one};
 pub const TESTS: &[Test] = &[
     each("exact::known_amounts", known_amounts),
     one("exact::known_amounts_by_perf_events", known_amounts_by_perf_events),
+    one("exact::known_amounts_without_a_process_filter", known_amounts_without_a_process_filter),
     each("exact::malloc_family", malloc_family),
     each("exact::attached", attached),
     each("exact::coverage_of_a_mixed_workload", coverage_of_a_mixed_workload),
@@ -25,6 +26,17 @@ fn known_amounts(interpreter: &Interpreter) -> Result<()> {
 
 fn known_amounts_by_perf_events(interpreter: &Interpreter) -> Result<()> {
     check_known_amounts(interpreter, &["--perf-events"])
+}
+
+/// As on Linux 6.6 to 6.9, while another process of the same interpreter hits the same points.
+fn known_amounts_without_a_process_filter(interpreter: &Interpreter) -> Result<()> {
+    let mut other = crate::support::python(interpreter, "churn.py");
+    other.stderr(std::process::Stdio::null());
+    let mut other = crate::support::Running::start(other)?;
+    ensure!(other.line()? == "started");
+    check_known_amounts(interpreter, &["--no-process-filter"])?;
+    ensure!(crate::support::is_running(other.id()), "the other process ended");
+    other.signal(Signal::KILL)
 }
 
 fn equal(what: &str, found: Amount, expected: Amount) -> Result<()> {

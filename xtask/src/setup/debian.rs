@@ -94,16 +94,26 @@ fn stanza_entries(stanza: &str) -> Vec<Entry> {
     field("URIs").into_iter().map(entry).collect()
 }
 
-/// An apt with its own lists, cache and sources, for one suite.
+/// An apt with its own lists, cache and sources.
 pub struct PrivateApt {
     mirror: String,
-    suite: String,
+    suites: String,
     folder: PathBuf,
 }
 
 impl PrivateApt {
     /// Write the configuration into `folder`.
     pub fn new(sources: &Sources, suite: &str, folder: &Path) -> Result<Self> {
+        Self::with(sources, &[suite], None, folder)
+    }
+
+    /// The same for several suites, and for another architecture than the machine's.
+    pub fn with(
+        sources: &Sources,
+        suites: &[&str],
+        architecture: Option<&str>,
+        folder: &Path,
+    ) -> Result<Self> {
         let mirror = sources.mirror.clone().context(NO_DEBIAN)?;
         let keyring = sources.keyring.as_deref().unwrap_or(KEYRING);
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -114,17 +124,57 @@ impl PrivateApt {
             let path = folder.join(name);
             fs::write(&path, text).with_context(|| format!("failed to write `{}`", path.display()))
         };
-        write("sources.list", format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))?;
-        write("apt.conf", configuration(folder))?;
-        Ok(Self { mirror, suite: suite.to_owned(), folder: folder.to_path_buf() })
+        let lines = suites.iter().map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"));
+        write("sources.list", lines.collect())?;
+        let machine = architecture.map_or_else(String::new, |name| {
+            format!("APT::Architecture \"{name}\";\nAPT::Architectures {{ \"{name}\"; }};\n")
+        });
+        write("apt.conf", configuration(folder) + &machine)?;
+        Ok(Self { mirror, suites: suites.join(", "), folder: folder.to_path_buf() })
     }
 
-    /// Fetch the lists of the suite.
+    /// Read the mirror's lists.
     pub fn update(&self, runner: &impl Runner) -> Result<()> {
         runner
             .output(&self.invocation("apt-get").args(["update", "-qq"]))
             .map(drop)
-            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suite, self.mirror))
+            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suites, self.mirror))
+    }
+
+    /// The names of `packages` of a suite and of all that they depend on.
+    pub fn closure(&self, runner: &impl Runner, suite: &str, packages: &[&str]) -> Result<Vec<String>> {
+        let install = ["install", "-y", "-t", suite, "--no-install-recommends", "--print-uris", "-qq"];
+        let text = runner.output(&self.invocation("apt-get").args(install).args(packages.to_vec()))?;
+        // 'http://MIRROR/pool/FILE' NAME_VERSION_ARCHITECTURE.deb SIZE SUM
+        let name = |line: &str| {
+            let file = line.strip_prefix('\'')?.split_whitespace().nth(1)?;
+            Some(file.split_once('_')?.0.to_owned())
+        };
+        let mut names: Vec<String> = text.lines().filter_map(name).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Download packages of a suite into `folder` unless they are there, and return the files.
+    pub fn download(
+        &self,
+        runner: &impl Runner,
+        suite: &str,
+        names: &[String],
+        folder: &Path,
+    ) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
+        let asked = names.iter().map(|name| format!("{name}/{suite}"));
+        let command = self.invocation("apt-get").args(["download", "-qq"]).args(asked.clone());
+        let uris = runner.output(&command.clone().args(["--print-uris"]))?;
+        let files =
+            uris.lines().filter_map(|line| line.split_whitespace().nth(1)).map(|file| folder.join(file));
+        let files: Vec<PathBuf> = files.collect();
+        if !files.iter().all(|file| file.exists()) {
+            runner.output(&command.directory(folder))?;
+        }
+        Ok(files)
     }
 
     /// Versions of `package` in the suite, newest first as apt lists them.
@@ -159,7 +209,7 @@ impl PrivateApt {
             Some(file.split_once('_')?.0.to_owned())
         };
         let names: Vec<String> = uris.lines().filter_map(name).collect();
-        ensure!(!names.is_empty(), "Debian's {} has no packages {}", self.suite, packages.join(", "));
+        ensure!(!names.is_empty(), "Debian's {} has no packages {}", self.suites, packages.join(", "));
         Ok(names)
     }
 
