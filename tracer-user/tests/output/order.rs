@@ -26,7 +26,7 @@ fn stacks_of_equal_size_have_one_order() {
         .iter()
         .map(|row| {
             let Key::Stack(stack) = row.key else { panic!("not a stack") };
-            let name = |id: &FrameId| &*profile.frames[id.0 as usize].function;
+            let name = |id: FrameId| &*profile.frames[id.0 as usize].function;
             stack.to_vec().into_iter().rev().map(name).collect()
         })
         .collect();
