@@ -113,11 +113,11 @@ pub struct Thread {
     pub thread_state: Cell,
     /// The account whose stack waits to be sent up.
     pub undefined: Cell,
-    /// The frame from which sending goes on; 0: from the innermost.
+    /// The frame from which the search for code, or sending, goes on; 0: from the innermost.
     pub cursor: Cell,
     /// Frames of its stack that have been sent.
     pub sent_frames: Cell,
-    /// Parts of its stack that have been sent.
+    /// Parts of its stack that have been searched, then sent.
     pub sent_parts: Cell,
     /// A block that waits for the program that books it.
     pub booked_block: Cell,

@@ -30,14 +30,24 @@ use super::stack::Event;
 pub fn define(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
-    let unsent = match thread.cursor.load() {
+    let mut unsent = match thread.cursor.load() {
         // The handler before us has proved whose stack it is; the thread has not run since.
         0 => first_unsent(&event, event.stack_start(Some(thread), false).frame),
         frame => first_unsent(&event, frame),
     };
+    if unsent.code == 0 {
+        // What is deeper than the limit is not sent either.
+        let parts = thread.sent_parts.load() + 1;
+        thread.sent_parts.store(parts);
+        if parts >= (MAX_FRAMES / FRAMES) as u64 {
+            unsent.frame = 0;
+        }
+    }
     thread.cursor.store(unsent.frame);
-    thread.sent_frames.store(0);
-    thread.sent_parts.store(0);
+    if unsent.frame == 0 {
+        thread.sent_frames.store(0);
+        thread.sent_parts.store(0);
+    }
     if unsent.code != 0 && !send_code(&event, unsent) {
         add(&event.totals.ring_full, 1);
         return 0;

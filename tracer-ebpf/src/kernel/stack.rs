@@ -117,6 +117,7 @@ impl Event {
         let Some(thread) = thread else { return };
         thread.undefined.store(u64::from(id.0));
         thread.cursor.store(0);
+        thread.sent_parts.store(0);
         // SAFETY: nothing here needs to be dropped; a call that fails comes back and the stack is sent at its next event.
         unsafe { programs().tail_call(context, DEFINE) };
     }

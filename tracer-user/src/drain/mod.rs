@@ -5,6 +5,8 @@
 
 mod account;
 mod records;
+mod thinning;
 
 pub use account::{AccountRow, Totals, read_accounts, read_totals};
 pub use records::{Event, decode};
+pub use thinning::live_bytes_error;

@@ -14,8 +14,16 @@ pub fn total(metric: Metric, amount: Amount) -> String {
 pub fn lines(profile: &Profile) -> Vec<String> {
     let recording = &profile.recording;
     let seconds = recording.duration_nanoseconds as f64 / 1e9;
-    let totals =
-        [Metric::Live, Metric::Peak, Metric::Allocated].map(|metric| total(metric, profile.total(metric)));
+    let totals = [Metric::Live, Metric::Peak, Metric::Allocated].map(|metric| {
+        let error = match metric {
+            Metric::Live if recording.live_bytes_error > 0 => {
+                format!(" (± {})", text::bytes(recording.live_bytes_error))
+            }
+            Metric::Peak if recording.losses.thinned > 0 => " (estimated)".to_owned(),
+            _ => String::new(),
+        };
+        total(metric, profile.total(metric)) + &error
+    });
     let target = recording.cost.target_percent.map_or_else(
         || "cost to the target not measured".to_owned(),
         |percent| format!("cost {percent:.1} % of the target's time"),

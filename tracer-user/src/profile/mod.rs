@@ -179,6 +179,9 @@ pub struct Recording {
     pub default_metric: String,
     /// See [`Coverage`].
     pub coverage: Coverage,
+    /// Half the width of the 95 % interval of all live bytes; 0 unless blocks were thinned out.
+    #[serde(default)]
+    pub live_bytes_error: u64,
     /// See [`Losses`].
     pub losses: Losses,
     /// See [`Cost`].

@@ -163,6 +163,7 @@ fn foreign_recording(fields: &Fields<'_>) -> Recording {
         start_nanoseconds: fields.time_nanoseconds,
         duration_nanoseconds: fields.duration_nanoseconds,
         default_metric: metric.name().to_owned(),
+        live_bytes_error: 0,
         coverage: Coverage::Unmeasured { unmeasured: "not recorded by alloctrace".to_owned() },
         losses: super::Losses::default(),
         cost: super::Cost::default(),

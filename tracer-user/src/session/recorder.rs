@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 use tracer_ebpf::abi::{PROCESSES, end};
 
 use crate::attach::Kernel;
-use crate::drain::{AccountRow, Event, Totals, decode, read_accounts, read_totals};
+use crate::drain::{AccountRow, Event, Totals, decode, live_bytes_error, read_accounts, read_totals};
 use crate::profile::{Domain, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack};
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
@@ -198,6 +198,10 @@ impl Recorder {
         let counts = self.resolver.counts();
         tracing::debug!(?counts, ?totals, "resolved");
         recording.losses = losses(totals.values());
+        if recording.losses.thinned > 0 {
+            let slots: Vec<u16> = self.processes.iter().map(|(slot, _)| *slot).collect();
+            recording.live_bytes_error = live_bytes_error(kernel, &slots)?;
+        }
         recording.losses.unresolved_frames = counts.unresolved();
         recording.losses.truncated_stacks = self.truncated_stacks;
         recording.events =

@@ -303,6 +303,7 @@ impl<'a> Session<'a> {
             duration_nanoseconds: u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
             default_metric: self.default_metric.to_owned(),
             coverage: self.coverage(),
+            live_bytes_error: 0,
             losses: Losses::default(),
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,

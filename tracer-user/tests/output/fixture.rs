@@ -19,6 +19,7 @@ impl Builder {
             duration_nanoseconds: 2_500_000_000,
             default_metric: "peak".to_owned(),
             coverage: Coverage::Measured { allocations: 0.9998, frees: 0.9997, uncertainty: 0.0 },
+            live_bytes_error: 0,
             losses: Losses { unresolved_frames: 2, ..Losses::default() },
             cost: Cost { target_percent: Some(31.0), tracer_cpu_percent: 0.4 },
             events: 123_456,

@@ -65,6 +65,7 @@ fn recording() -> impl Strategy<Value = Recording> {
                 duration_nanoseconds,
                 default_metric,
                 coverage,
+                live_bytes_error: events / 3,
                 losses,
                 cost,
                 events,

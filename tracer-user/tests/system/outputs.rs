@@ -37,7 +37,7 @@ fn every_format(interpreter: &Interpreter) -> Result<()> {
         serde_json::from_str(&write(interpreter, &path("x.json"), &["--metric", "live"])?)?;
     let rows = json["rows"].as_array().context("no rows")?;
     let row = rows.iter().find(|row| row["function"] == "bytes_of_95").context("no row")?;
-    ensure!(row["bytes"] == 128_000 && row["count"] == 1000 && row["line"] == 11, "{row}");
+    ensure!(row["bytes"] == 128_000 && row["count"] == 1000 && row["line"] == 13, "{row}");
     let speedscope = write(interpreter, &path("x.speedscope.json"), &[])?;
     let speedscope: serde_json::Value = serde_json::from_str(&speedscope)?;
     let frames = speedscope["shared"]["frames"].as_array().context("no frames")?;
@@ -85,6 +85,6 @@ fn a_stream(interpreter: &Interpreter) -> Result<()> {
     command.arg(&interpreter.python).arg("-I").arg(program("exact.py"));
     run(command)?.succeeded()?;
     let text = reading.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-    ensure!(text.contains("bytes_of_95 (exact.py:11) 128000"), "no such line");
+    ensure!(text.contains("bytes_of_95 (exact.py:13) 128000"), "no such line");
     Ok(())
 }
