@@ -173,10 +173,10 @@ impl<T: Tables> Books<'_, T> {
     /// A block has left the live table: its account follows and, for code, the generation of its address.
     #[inline(always)]
     pub fn retire(&self, key: Key, entry: Entry) {
-        if entry.is_code() {
-            if let Some(generations) = self.tables.generations() {
-                generations.end(key.address());
-            }
+        if entry.is_code()
+            && let Some(generations) = self.tables.generations()
+        {
+            generations.end(key.address());
         }
         if !entry.is_counted() {
             return;

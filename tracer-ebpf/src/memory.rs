@@ -3,7 +3,7 @@
 /// Bytes of a wide read: the largest part of a frame that any interpreter needs (3.8 and 3.9, from `f_back` to `f_lasti`). It
 /// is the same for all: the kernel's verifier traces the size of a read back through every frame of the walk, which makes
 /// loading twice as long where the size is a variable.
-pub const WIDE_BYTES: usize = 88;
+pub const WIDE_BYTES: u32 = 88;
 
 /// Words that a wide read may fill; a power of two, so that an index is made safe by a mask, without a branch.
 pub const WIDE_WORDS: usize = 16;

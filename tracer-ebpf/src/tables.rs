@@ -132,7 +132,10 @@ pub struct Thread {
     pub call_pointer: Cell,
     /// realloc: the old block's entry, taken out of the live table; 0: it had none.
     pub call_entry: Cell,
-    pub spare: [Cell; 2],
+    /// The identity of the frames walked so far.
+    pub walk_hash: Cell,
+    /// How the walk ended.
+    pub walk_end: Cell,
 }
 
 /// What userspace sets, before anything is armed or (where said) while it is. The kernel half only reads it.

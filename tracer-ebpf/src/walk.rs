@@ -78,8 +78,8 @@ pub fn walk<M: Memory>(memory: &M, layout: &Layout, start: Start, visitor: &mut 
     walk_part::<MAX_FRAMES, M>(memory, layout, &mut frame, visitor)
 }
 
-/// Walks at most `FRAMES` frames from `frame` on, and leaves there the one that it did not look at, or the one at which
-/// `visitor` stopped. [`end::TRUNCATED`] says that there may be more.
+/// Walks at most `FRAMES` frames from `frame` on, and leaves there the first that it did not look at, or the one at which
+/// `visitor` stopped; 0 where the walk has ended. [`end::TRUNCATED`] says that there is more.
 #[inline(always)]
 pub fn walk_part<const FRAMES: usize, M: Memory>(
     memory: &M,
@@ -91,6 +91,7 @@ pub fn walk_part<const FRAMES: usize, M: Memory>(
     for _ in 0..FRAMES {
         if !memory.read_wide(frame.wrapping_add_signed(i64::from(layout.frame_start)), &mut words) {
             visitor.unreadable();
+            *frame = 0;
             return end::FAILED_READ;
         }
         // Bit 0 tags deferred and immortal references from 3.14 on (Include/internal/pycore_stackref.h); no object is odd.

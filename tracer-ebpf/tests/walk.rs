@@ -9,7 +9,7 @@ use tracer_ebpf::cell::Cell;
 use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_BYTES, Wide};
 use tracer_ebpf::tables::Generations;
 use tracer_ebpf::walk::{
-    Identity, Start, Visited, Visitor, innermost, locked_thread_state, thread_state, walk,
+    Identity, Start, Visited, Visitor, innermost, locked_thread_state, thread_state, walk, walk_part,
 };
 
 /// Words by address; what is not there cannot be read.
@@ -24,8 +24,9 @@ impl Image {
 
 impl Memory for Image {
     fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
-        let words: Option<Vec<u64>> =
-            (0..WIDE_BYTES as u64 / 8).map(|word| self.read_word(address.wrapping_add(word * 8))).collect();
+        let words: Option<Vec<u64>> = (0..u64::from(WIDE_BYTES) / 8)
+            .map(|word| self.read_word(address.wrapping_add(word * 8)))
+            .collect();
         let Some(words) = words else { return false };
         into[..words.len()].copy_from_slice(&words);
         true
@@ -168,7 +169,7 @@ fn set_frame(
 ) {
     let start = address_of(number).wrapping_add_signed(layout.frame_start.into());
     // Every other word is noise that must not matter.
-    for word in 0..WIDE_BYTES as u64 / 8 {
+    for word in 0..u64::from(WIDE_BYTES) / 8 {
         image.set(start + word * 8, 0xdead_beef_0000_0000 | word);
     }
     let mut set = |word: u32, value: u64| image.set(start + u64::from(word) * 8, value);
@@ -298,7 +299,7 @@ fn an_unreadable_frame_is_marked() {
         // One word at the end of the frame is missing: a page that is not there.
         let layout = shape.layout();
         let mut broken = image(shape, &frames, NONE);
-        let end = address_of(3).wrapping_add_signed(i64::from(layout.frame_start) + WIDE_BYTES as i64);
+        let end = address_of(3).wrapping_add_signed(i64::from(layout.frame_start) + i64::from(WIDE_BYTES));
         broken.0.remove(&(end - 8));
         let (seen, end) = walk_all(shape, &broken);
         assert_eq!((seen, end), (expected(&frames[..3], |_| true), end::FAILED_READ), "{shape:?}");
@@ -446,5 +447,29 @@ proptest! {
         let end = walk(&image, &layout, Start { frame: start * 8, reason: end::NO_FRAME }, &mut seen);
         prop_assert!(seen.frames.len() <= MAX_FRAMES);
         prop_assert!([end::COMPLETE, end::TRUNCATED, end::FAILED_READ, end::NO_FRAME].contains(&end));
+    }
+}
+
+/// The kernel half walks deep stacks in parts: they must have the identity, and the end, of the whole.
+#[test]
+fn parts_make_the_whole() {
+    for shape in SHAPES {
+        let (layout, generations) = (shape.layout(), Generations::new());
+        for depth in [1, 7, 8, 9, 16, 40] {
+            let frames: Vec<Frame> = (0..depth).map(python).collect();
+            let image = image(shape, &frames, NONE);
+            let start = innermost(&image, &layout, THREAD_STATE);
+            let (mut frame, mut hash, mut end) = (start.frame, 1, end::COMPLETE);
+            for _ in 0..MAX_FRAMES / 8 {
+                let mut identity =
+                    Identity { hash, generations: &generations, failed_reads: &Cell::default() };
+                end = walk_part::<8, _>(&image, &layout, &mut frame, &mut identity);
+                hash = identity.hash;
+                if frame == 0 {
+                    break;
+                }
+            }
+            assert_eq!((hash, end), (identity(&image, &layout), end::COMPLETE), "{shape:?}, {depth} frames");
+        }
     }
 }

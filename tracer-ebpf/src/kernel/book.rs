@@ -1,7 +1,8 @@
 //! Books an allocation: its stack, its account, its block.
 //!
 //! A pop, the most frequent of all, does so itself. Rarer handlers leave it to a program of its own by a tail call: the walk
-//! is most of what the kernel's verifier follows, and one copy less is 0.1 s less before the target is armed.
+//! is most of what the kernel's verifier follows, and one copy less is 0.1 s less before the target is armed. That program also
+//! goes on with stacks that are deeper than one run walks.
 
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
@@ -16,42 +17,60 @@ const OF_MALLOC: u64 = 1 << 63;
 
 /// Books a block that belongs to the stack that runs now.
 #[inline(always)]
-pub fn book(
-    context: &ProbeContext,
-    event: &Event,
-    thread: Option<&Thread>,
-    block: u64,
-    size: u64,
-    domain: u8,
-) {
-    // Who uses pymalloc holds the interpreter lock.
-    let start = event.stack_start(thread, domain == domain::PYMALLOC);
-    let id = event.account(start, domain);
-    if let Some(books) = event.books() {
-        books.allocated(id, thread, block, size, domain);
+pub fn book(context: &ProbeContext, event: &Event, block: u64, size: u64, domain: u8) {
+    if let Some(thread) = begin(event, block, size, domain) {
+        go_on(context, event, thread);
     }
-    event.define(context, id, thread);
 }
 
-/// Goes on in the program below. A thread without cells has no way to say what is to be booked: that is counted.
+/// The same, all of it in the program below.
 #[inline(always)]
 pub fn book_later(context: &ProbeContext, event: &Event, block: u64, size: u64, domain: u8) {
-    let Some(thread) = event.thread() else { return };
-    let mark = if domain == domain::MALLOC { OF_MALLOC } else { 0 };
-    thread.booked_block.store(block);
-    thread.booked_size.store(size & !OF_MALLOC | mark);
-    // SAFETY: nothing needs to be dropped.
-    unsafe { programs().tail_call(context, BOOK) };
+    if begin(event, block, size, domain).is_some() {
+        // SAFETY: nothing needs to be dropped.
+        unsafe { programs().tail_call(context, BOOK) };
+    }
 }
 
-/// See the module.
+/// Goes on with a walk, and books the block at its end.
 #[uprobe]
 #[inline(always)]
 pub fn book_block(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
+    go_on(&context, &event, thread);
+    0
+}
+
+/// Writes down what is to be booked. A thread without cells, which is counted, has its blocks in the process's own account.
+#[inline(always)]
+fn begin(event: &Event, block: u64, size: u64, domain: u8) -> Option<&'static Thread> {
+    let Some(thread) = event.thread() else {
+        if let Some(books) = event.books() {
+            books.allocated(books.own_account(), None, block, size, domain);
+        }
+        return None;
+    };
+    let mark = if domain == domain::MALLOC { OF_MALLOC } else { 0 };
+    thread.booked_block.store(block);
+    thread.booked_size.store(size & !OF_MALLOC | mark);
+    // Who uses pymalloc holds the interpreter lock.
+    let start = event.stack_start(Some(thread), domain == domain::PYMALLOC);
+    event.begin_walk(thread, start, domain);
+    Some(thread)
+}
+
+#[inline(always)]
+fn go_on(context: &ProbeContext, event: &Event, thread: &Thread) {
+    if event.walk_on(thread) {
+        // SAFETY: nothing needs to be dropped; it comes back only past the kernel's limit, and the stack then ends here.
+        unsafe { programs().tail_call(context, BOOK) };
+    }
     let (block, size) = (thread.booked_block.load(), thread.booked_size.load());
     let domain = if size & OF_MALLOC != 0 { domain::MALLOC } else { domain::PYMALLOC };
-    book(&context, &event, Some(thread), block, size & !OF_MALLOC, domain);
-    0
+    let id = event.account(thread, domain);
+    if let Some(books) = event.books() {
+        books.allocated(id, Some(thread), block, size & !OF_MALLOC, domain);
+    }
+    event.define(context, id, thread);
 }

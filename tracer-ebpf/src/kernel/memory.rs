@@ -17,8 +17,8 @@ pub fn read_into(address: u64, length: u32, into: *mut u8) -> bool {
 impl Memory for UserMemory {
     #[inline(always)]
     fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
-        const { assert!(WIDE_BYTES <= size_of::<Wide>()) };
-        read_into(address, WIDE_BYTES as u32, into.as_mut_ptr().cast())
+        const { assert!(WIDE_BYTES as usize <= size_of::<Wide>()) };
+        read_into(address, WIDE_BYTES, into.as_mut_ptr().cast())
     }
 
     #[inline(always)]

@@ -29,7 +29,7 @@ pub fn pop(context: ProbeContext) -> u32 {
     let block = if is_indirect { UserMemory.word_or_zero(operand) } else { operand };
     add(&event.totals.pops, 1);
     let size = size_of_pool(register(&context, event.cookie.pool()));
-    book(&context, &event, event.thread(), block, size, domain::PYMALLOC);
+    book(&context, &event, block, size, domain::PYMALLOC);
     0
 }
 

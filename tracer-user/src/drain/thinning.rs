@@ -25,7 +25,9 @@ pub fn live_bytes_error(kernel: &Kernel, slots: &[u16]) -> Result<u64, AttachErr
     for bucket in 0..kernel.sizes().live_buckets {
         variance += variance_of(&kernel.words("LIVE", bucket)?, slots);
     }
-    Ok((NORMAL_95 * variance.sqrt()).ceil() as u64)
+    #[expect(clippy::cast_sign_loss, reason = "a square root is not negative, and the cast saturates")]
+    let error = (NORMAL_95 * variance.sqrt()).ceil() as u64;
+    Ok(error)
 }
 
 /// What the blocks of one bucket add.

@@ -139,7 +139,7 @@ impl Memory for Image {
     }
 
     fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
-        let words = into.iter_mut().take(WIDE_BYTES / 8).zip(0..);
+        let words = into.iter_mut().take(WIDE_BYTES as usize / 8).zip(0..);
         words
             .map(|(word, index)| self.read_word(address + 8 * index).map(|read| *word = read))
             .all(|read| read.is_some())

@@ -65,7 +65,7 @@ impl Memory for Recorder {
         for index in 0..WIDE_WORDS as u64 {
             self.read_word(frame + 8 * index);
         }
-        let words = into.iter_mut().take(WIDE_BYTES / 8).zip(0..);
+        let words = into.iter_mut().take(WIDE_BYTES as usize / 8).zip(0..);
         words
             .map(|(word, index)| self.read_word(address + 8 * index).map(|read| *word = read))
             .all(|read| read.is_some())
