@@ -289,8 +289,9 @@ fn finds_inlined_pool_opening() {
         code.op(|a| a.cmp(esi, ebx));
         let mut reuse = code.label();
         code.op(|a| a.je(reuse));
-        code.mark();
         code.op(|a| a.mov(dword_ptr(rcx + 0x24), ebx));
+        // Behind the store of the size class: before it, the class is that of the pool's former blocks.
+        code.mark();
         code.op(CodeAssembler::ret);
         code.place(&mut reuse);
         code.op(|a| a.mov(rdx, qword_ptr(rcx + 8)));
