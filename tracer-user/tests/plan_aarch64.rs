@@ -49,6 +49,7 @@ fn pop(block: Operand, pool: u8) -> PointKind {
     PointKind::Pop { block, pool: Register(pool) }
 }
 
+#[expect(clippy::expect_used, reason = "a helper of tests fails as tests do")]
 fn find(words: &[u32]) -> InterpreterPlan {
     let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     plan_interpreter(&elf_for(AARCH64, &code)).expect("the test's own file is sound")

@@ -11,7 +11,7 @@ use tracer_ebpf::tables::{Settings, Tables as _, Thread, Totals};
 use tracer_ebpf::walk::{Identity, Start, innermost, locked_thread_state, thread_state, walk};
 
 use super::maps::{DEFINE, KernelTables, globals, layout, own_thread, programs, settings, totals};
-use super::memory::{UserMemory, thread_pointer};
+use super::memory::{UserMemory, thread_self};
 
 /// An event of a process that is being traced.
 pub struct Event {
@@ -74,7 +74,8 @@ impl Event {
             locked_thread_state(&UserMemory, layout)
         } else {
             let offset = self.settings.thread_pointer_offset.load();
-            thread_state(&UserMemory, layout, proved, thread_pointer(offset))
+            let own = thread_self(offset, u64::from(layout.thread_self_distance));
+            thread_state(&UserMemory, layout, proved, own)
         };
         match state {
             Err(reason) => Start { frame: 0, reason },

@@ -21,6 +21,7 @@ pub fn kernel_layout(target: &Target, thread_state_pointer: u64) -> Layout {
         has_cframe,
         cframe_frame,
         thread_ident: row.thread_state.thread_id,
+        thread_self_distance: target.thread_self_distance,
         ..Layout::default()
     };
     set_frame(&mut layout, row);

@@ -9,6 +9,7 @@ use super::layout::{InterpreterLayout, layout};
 use super::memory::{Mapping, mappings};
 use crate::plan::FileOffset;
 use crate::plan::elf::Elf;
+use crate::plan::thread_self_distance;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +121,8 @@ pub struct Target {
     pub interpreter: Interpreter,
     /// The C library that it has mapped.
     pub c_library: Option<MappedFile>,
+    /// How far below the thread pointer `pthread_self` is there; 0 where it is not known, which is right on x86-64.
+    pub thread_self_distance: u32,
 }
 
 /// The oldest minor version whose stacks are walked.
@@ -146,8 +149,18 @@ impl Target {
                 name.starts_with("libc.so") || name.starts_with("libc-") || name.starts_with("ld-musl");
             is_c_library.then(|| with_bias(file, mapping)).flatten()
         });
-        Ok(Self { pid, command, interpreter, c_library })
+        let thread_self_distance = c_library.as_ref().map_or(0, known_distance);
+        Ok(Self { pid, command, interpreter, c_library, thread_self_distance })
     }
+}
+
+/// Without the distance threads cannot prove themselves, so stacks of malloc blocks are missing (`end::FOREIGN_THREAD`): said once.
+fn known_distance(c_library: &MappedFile) -> u32 {
+    let bytes = std::fs::read(&c_library.path).unwrap_or_default();
+    thread_self_distance(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(file = c_library.name, %error, "memory from malloc will have no Python stacks");
+        0
+    })
 }
 
 fn read_error(proc_root: &Path, pid: u32, what: &str, source: io::Error) -> DiscoverError {

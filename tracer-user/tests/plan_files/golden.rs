@@ -1,8 +1,5 @@
 //! What a plan is as text, and the comparison with its golden file.
 
-#![expect(clippy::allow_attributes, reason = "each of the tests that include this file uses a part of it")]
-#![allow(dead_code, reason = "see above")]
-
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -177,10 +177,10 @@ impl Step<'_> {
         let Access { address, base } = self.access(memory)?;
         let size = size_of(targets[0])?;
         let mut values = [Value::constant(0); 2];
-        for (value, index) in values.iter_mut().zip(0..targets.len()) {
-            let at = address.map(|address| address.plus((index * size) as i64));
+        for (value, index) in values.iter_mut().take(targets.len()).zip(0..) {
+            let at = address.map(|address| address.plus(i64::from(size) * index));
             *value = match at {
-                Some(at) if matches!(size, 4 | 8) => self.machine.load(at, size),
+                Some(at) if matches!(size, 4 | 8) => self.machine.load(at, size.into()),
                 _ => self.machine.unknown(size == 4),
             };
         }
@@ -198,13 +198,13 @@ impl Step<'_> {
     fn store(&mut self, sources: &[Operand], memory: Operand) -> Option<()> {
         let Access { address, base } = self.access(memory)?;
         let size = size_of(sources[0])?;
-        for (index, source) in sources.iter().enumerate() {
+        for (source, index) in sources.iter().zip(0..) {
             let value = match source {
                 Operand::SIMDRegister(..) => self.machine.unknown(false),
                 _ => self.read(*source)?,
             };
             if let Some(address) = address {
-                self.machine.store(address.plus((index * size) as i64), size, value);
+                self.machine.store(address.plus(i64::from(size) * index), size.into(), value);
             }
         }
         if let Some((base, value)) = base {
@@ -235,7 +235,7 @@ impl Step<'_> {
 }
 
 /// Bytes that a load or store moves for one register.
-fn size_of(register: Operand) -> Option<usize> {
+fn size_of(register: Operand) -> Option<u8> {
     match register {
         Operand::Register(SizeCode::W, _) => Some(4),
         Operand::Register(SizeCode::X, _) => Some(8),
