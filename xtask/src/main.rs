@@ -6,6 +6,7 @@
 mod bench;
 mod build_ebpf;
 mod command;
+mod cross;
 mod setup;
 mod test;
 mod tidy;
@@ -28,6 +29,8 @@ struct Cli {
 enum Verb {
     /// Build the eBPF objects that are checked in, or prove that they are what the sources give
     BuildEbpf(build_ebpf::Args),
+    /// Build the release program for arm64 on this machine
+    Cross,
     /// Bring what building the eBPF objects and running the tests takes
     Setup,
     /// Run all checks and tests
@@ -39,18 +42,16 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().verb) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    run(Cli::parse().verb).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Cross => cross::run().map(|()| ExitCode::SUCCESS),
         Verb::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),

@@ -3,12 +3,15 @@
 //! Needed to build: bpf-linker against the compiler's own LLVM, and the sources of `core`. Good to have for tests: tools from Debian and a mounted tracefs,
 //! brought only where we are root; what cannot be brought is said, and the tests that need it report themselves as skipped.
 
+mod arm64_packages;
 mod core_sources;
+mod cross_tools;
 mod debian;
 mod linker;
 mod python;
 mod test_tools;
 
+pub use cross_tools::bring as bring_cross_tools;
 pub use python::environment as python_environment;
 
 use crate::command::{Machine, Runner};
@@ -22,6 +25,8 @@ pub fn run() -> Result<()> {
     let mut outcomes = build_tools(&Machine)?;
     outcomes.push(("tools for tests", test_tools::bring(&Machine, &test_tools::Host::detect())));
     outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
+    let sources = debian::Sources::read(Path::new("/"));
+    outcomes.push(("arm64 files for tests", arm64_packages::bring(&Machine, &sources)));
     report(&outcomes)
 }
 

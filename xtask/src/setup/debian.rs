@@ -3,7 +3,7 @@
 //! The mirror is the one that the machine's own apt sources name, so that a machine behind a local mirror needs no configuration of ours.
 
 use crate::command::{Invocation, Runner};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,11 @@ struct Entry {
 }
 
 impl Sources {
+    /// Whether there is a mirror to take packages from.
+    pub fn has_mirror(&self) -> bool {
+        self.mirror.is_some()
+    }
+
     /// Read the machine's apt configuration below `root`.
     pub fn read(root: &Path) -> Self {
         let release = fs::read_to_string(root.join("etc/os-release")).unwrap_or_default();
@@ -119,11 +124,29 @@ impl PrivateApt {
         Ok(Self { mirror, suite: suite.to_owned(), folder: folder.to_path_buf() })
     }
 
-    /// Versions of `package` in the suite, newest first as apt lists them.
-    pub fn versions(&self, runner: &impl Runner, package: &str) -> Result<Vec<String>> {
+    /// The same for packages of another architecture than the machine's.
+    pub fn foreign(sources: &Sources, suite: &str, architecture: &str, folder: &Path) -> Result<Self> {
+        let apt = Self::new(sources, suite, folder)?;
+        let path = folder.join("apt.conf");
+        let lines = format!(
+            "APT::Architecture \"{architecture}\";\nAPT::Architectures {{ \"{architecture}\"; }};\n{}",
+            configuration(folder)
+        );
+        fs::write(&path, lines).with_context(|| format!("failed to write `{}`", path.display()))?;
+        Ok(apt)
+    }
+
+    /// Fetch the lists of the suite.
+    pub fn update(&self, runner: &impl Runner) -> Result<()> {
         runner
             .output(&self.invocation("apt-get").args(["update", "-qq"]))
-            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suite, self.mirror))?;
+            .map(drop)
+            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suite, self.mirror))
+    }
+
+    /// Versions of `package` in the suite, newest first as apt lists them.
+    pub fn versions(&self, runner: &impl Runner, package: &str) -> Result<Vec<String>> {
+        self.update(runner)?;
         let madison = runner.output(&self.invocation("apt-cache").args(["madison", package]))?;
         let version = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
         Ok(madison.lines().filter_map(version).collect())
@@ -143,9 +166,48 @@ impl PrivateApt {
         Ok(unpacked)
     }
 
+    /// `packages` and all that they depend on: on a machine that has nothing, as this apt sees it, that is what it would install.
+    pub fn with_dependencies(&self, runner: &impl Runner, packages: &[String]) -> Result<Vec<String>> {
+        let install = ["install", "-y", "-qq", "--no-install-recommends", "--print-uris"];
+        let uris = runner
+            .output(&self.invocation("apt-get").args(install).args(packages.iter().map(String::as_str)))?;
+        let name = |line: &str| {
+            let file = line.strip_prefix('\'')?.split_whitespace().nth(1)?;
+            Some(file.split_once('_')?.0.to_owned())
+        };
+        let names: Vec<String> = uris.lines().filter_map(name).collect();
+        ensure!(!names.is_empty(), "Debian's {} has no packages {}", self.suite, packages.join(", "));
+        Ok(names)
+    }
+
+    /// Download `packages` and unpack the part of each that lies below `part` (`./` for all) into `root`. What links `root` has, as
+    /// those of a merged `/usr`, stay.
+    pub fn unpack_into(
+        &self,
+        runner: &impl Runner,
+        packages: &[String],
+        root: &Path,
+        part: &str,
+    ) -> Result<()> {
+        let folder = self.folder.join("archives");
+        for path in [&folder, root] {
+            fs::create_dir_all(path).with_context(|| format!("failed to create `{}`", path.display()))?;
+        }
+        let download = self.invocation("apt-get").args(["download", "-qq"]).directory(&folder);
+        runner.output(&download.args(packages.iter().map(String::as_str)))?;
+        for package in packages {
+            let archive = find_archive(&folder, &format!("{package}_"))
+                .with_context(|| format!("`{package}` was not downloaded to `{}`", folder.display()))?;
+            let line = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --directory \"$2\" --keep-directory-symlink \"$3\"";
+            let paths = [archive.display().to_string(), root.display().to_string(), part.to_owned()];
+            runner.output(&Invocation::new("sh").args(["-c", line, "sh"]).args(paths))?;
+            fs::remove_file(&archive).with_context(|| format!("failed to remove `{}`", archive.display()))?;
+        }
+        Ok(())
+    }
+
     fn archive(&self) -> Option<PathBuf> {
-        let mut paths = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-        paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        find_archive(&self.folder, "")
     }
 
     fn invocation(&self, program: &str) -> Invocation {
@@ -153,6 +215,15 @@ impl PrivateApt {
             .env("APT_CONFIG", self.folder.join("apt.conf").display().to_string())
             .directory(&self.folder)
     }
+}
+
+/// A package in `folder` whose file's name begins with `start`.
+fn find_archive(folder: &Path, start: &str) -> Option<PathBuf> {
+    let mut paths = fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    paths.find(|path| {
+        path.extension().is_some_and(|extension| extension == "deb")
+            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))
+    })
 }
 
 fn configuration(folder: &Path) -> String {
@@ -202,5 +273,17 @@ mod tests {
         PrivateApt::new(&Sources::parse(RELEASE, &[line]), "trixie-backports", folder.path()).unwrap();
         let written = fs::read_to_string(folder.path().join("sources.list")).unwrap();
         assert_eq!(written, "deb [signed-by=/k.gpg] http://mirror.example/debian trixie-backports main\n");
+    }
+
+    #[test]
+    fn the_private_apt_of_another_architecture_knows_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = "deb http://mirror.example/debian bookworm main\n".to_owned();
+        PrivateApt::foreign(&Sources::parse(RELEASE, &[line]), "sid", "arm64", folder.path()).unwrap();
+        let written = fs::read_to_string(folder.path().join("apt.conf")).unwrap();
+        assert!(
+            written
+                .starts_with("APT::Architecture \"arm64\";\nAPT::Architectures { \"arm64\"; };\nDir::State ")
+        );
     }
 }
