@@ -210,6 +210,8 @@ pub mod end {
     pub const FOREIGN_THREAD: u32 = 5;
     /// The process has no Python interpreter.
     pub const NO_INTERPRETER: u32 = 6;
+    /// More frames of this stack come in the next record.
+    pub const CONTINUES: u32 = 7;
 }
 
 /// One frame as the kernel half saw it.
@@ -224,7 +226,10 @@ pub struct RawFrame {
     pub fingerprint: u32,
 }
 
-/// A stack that was not seen before, of one account.
+/// Frames in one record: most stacks need one or two, and the ring holds four times as many as if each had room for all.
+pub const PART_FRAMES: usize = 32;
+
+/// A part of a stack that was not seen before, of one account.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, KnownLayout, Immutable)]
 pub struct StackRecord {
@@ -238,10 +243,10 @@ pub struct StackRecord {
     pub length: u32,
     /// See [`end`].
     pub end: u32,
-    /// Zero.
-    pub spare: u32,
+    /// Frames in the parts before this one.
+    pub offset: u32,
     /// Innermost first.
-    pub frames: [RawFrame; MAX_FRAMES],
+    pub frames: [RawFrame; PART_FRAMES],
 }
 
 /// A string object: its header, and the first bytes of its text.
@@ -321,7 +326,8 @@ pub struct ProcessRecord {
 
 const _: () = {
     assert!(size_of::<Layout>().is_multiple_of(8));
-    assert!(size_of::<StackRecord>() == 24 + 16 * MAX_FRAMES);
+    assert!(size_of::<StackRecord>() == 24 + 16 * PART_FRAMES);
+    assert!(MAX_FRAMES.is_multiple_of(PART_FRAMES) && PART_FRAMES.is_power_of_two());
     assert!(size_of::<CodeRecord>() == 32 + 16 * 3 + 128 + 256 + 512);
     assert!(size_of::<LineTableRecord>() == 32 + LINE_TABLE_BYTES);
 };

@@ -115,7 +115,7 @@ impl<T: Tables> Books<'_, T> {
                 },
                 1,
             );
-            self.retire(entry);
+            self.retire(key, entry);
         }
         match inserted {
             Inserted::Placed { entry } => {
@@ -141,7 +141,7 @@ impl<T: Tables> Books<'_, T> {
     pub fn put_back(&self, key: Key, entry: Entry) {
         if !self.live().restore(key, entry) {
             add(&self.totals.live_table_full, 1);
-            self.retire(entry);
+            self.retire(key, entry);
         }
     }
 
@@ -156,7 +156,7 @@ impl<T: Tables> Books<'_, T> {
     /// Books the end of a block that was taken out: live values, and whether it was temporary.
     #[inline(always)]
     pub fn end(&self, key: Key, entry: Entry) {
-        self.retire(entry);
+        self.retire(key, entry);
         if !entry.is_counted() {
             return;
         }
@@ -170,12 +170,13 @@ impl<T: Tables> Books<'_, T> {
         }
     }
 
-    /// A block has left the live table: its account follows and, for code, the epoch of names.
+    /// A block has left the live table: its account follows and, for code, the generation of its address.
     #[inline(always)]
-    pub fn retire(&self, entry: Entry) {
-        if entry.is_code() {
-            let has_room = self.globals.accounts_used.load() * 2 < self.settings.accounts.load();
-            add(if has_room { &self.totals.epoch } else { &self.totals.stale_codes }, 1);
+    pub fn retire(&self, key: Key, entry: Entry) {
+        if entry.is_code()
+            && let Some(generations) = self.tables.generations()
+        {
+            generations.end(key.address());
         }
         if !entry.is_counted() {
             return;

@@ -171,6 +171,16 @@ pub fn insert<T: Buckets>(table: &T, at: Candidates, key: u64, value: u64) -> Op
     Some(Place { bucket: at.first, entry })
 }
 
+/// Puts a key in the place of another, which is lost: for tables that only spare work.
+#[inline(always)]
+pub fn displace<T: Buckets>(table: &T, at: Candidates, key: u64) {
+    if let Some(bucket) = table.bucket(at.first)
+        && let Some(cell) = bucket.keys.get((key >> 61) as usize)
+    {
+        cell.store(key);
+    }
+}
+
 /// Removes the key at `place` and returns its value; `None` when another CPU removed it first.
 #[inline(always)]
 pub fn remove<T: Buckets>(table: &T, at: Candidates, place: Place, key: u64) -> Option<u64> {

@@ -58,11 +58,48 @@ pub struct Totals {
     pub failed_reads: Cell,
     pub ring_full: Cell,
     pub abandoned_calls: Cell,
-    /// Counts the ends of code objects that had been sent up, as long as there is room for new accounts: stacks of
-    /// different epochs have different accounts, so that later code at the same address does not get the earlier one's name.
-    pub epoch: Cell,
-    /// Such ends after which no epoch began, because the accounts are half used up: names may be those of earlier code.
-    pub stale_codes: Cell,
+}
+
+/// Places of [`Generations`]. Two addresses that share one cost accounts, not names: with 32,768, a code object's end opens
+/// the accounts of one unrelated stack in a thousand anew.
+const GENERATIONS: usize = 1 << 15;
+
+/// How many code objects that had been sent up have ended at an address, by address. It is part of a frame's identity, so
+/// that later code at the same address never gets the earlier one's account, nor its name.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Generations([Cell; GENERATIONS]);
+
+impl Default for Generations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Generations {
+    /// Nothing has ended.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self([const { Cell::new(0) }; GENERATIONS])
+    }
+
+    /// The cell of a code object. They are aligned to 16 bytes (Objects/obmalloc.c, ALIGNMENT).
+    #[inline(always)]
+    fn cell(&self, code: u64) -> &Cell {
+        &self.0[(code >> 4) as usize & (GENERATIONS - 1)]
+    }
+
+    /// The generation of the code object at this address.
+    #[inline(always)]
+    pub fn of(&self, code: u64) -> u32 {
+        self.cell(code).load() as u32
+    }
+
+    /// The code object at this address has ended.
+    #[inline(always)]
+    pub fn end(&self, code: u64) {
+        self.cell(code).add(1);
+    }
 }
 
 /// What one thread has in flight. Only the thread itself writes it, and it is in one handler at a time.
@@ -76,6 +113,16 @@ pub struct Thread {
     pub thread_state: Cell,
     /// The account whose stack waits to be sent up.
     pub undefined: Cell,
+    /// The frame from which sending goes on; 0: from the innermost.
+    pub cursor: Cell,
+    /// Frames of its stack that have been sent.
+    pub sent_frames: Cell,
+    /// Parts of its stack that have been sent.
+    pub sent_parts: Cell,
+    /// A block that waits for the program that books it.
+    pub booked_block: Cell,
+    /// Its size.
+    pub booked_size: Cell,
     /// The malloc call it is in; see `calls.rs`.
     pub call_depth: Cell,
     pub call_stack_pointer: Cell,
@@ -85,7 +132,7 @@ pub struct Thread {
     pub call_pointer: Cell,
     /// realloc: the old block's entry, taken out of the live table; 0: it had none.
     pub call_entry: Cell,
-    pub spare: [Cell; 7],
+    pub spare: [Cell; 2],
 }
 
 /// What userspace sets, before anything is armed or (where said) while it is. The kernel half only reads it.
@@ -140,6 +187,8 @@ pub trait Tables {
     fn index(&self) -> &Self::Index;
     /// One account.
     fn account(&self, number: u32) -> Option<&Account>;
+    /// What is left of code objects that have ended.
+    fn generations(&self) -> Option<&Generations>;
     /// A thread that has a place, by its id in the initial namespace.
     fn thread(&self, thread_id: u32) -> Option<&Thread>;
 }

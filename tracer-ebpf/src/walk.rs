@@ -7,8 +7,10 @@
 use core::ops::ControlFlow;
 
 use crate::abi::{Layout, MAX_FRAMES, end};
+use crate::cell::{Cell, differs};
 use crate::hash::{mix, spread};
 use crate::memory::{Memory, WIDE_WORDS, Wide};
+use crate::tables::Generations;
 
 /// Where a stack begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +28,21 @@ pub struct Visited {
     pub code: u64,
     /// Distance from the code object to the instruction, or `f_lasti`.
     pub instruction: u32,
+    /// 1 for a frame of Python code; 0 for one to be passed over, such as that of C code. A number and not a branch: see
+    /// [`crate::cell::differs`].
+    pub is_python: u64,
 }
 
-/// What a walk calls for each Python frame, innermost first. A trait and not a closure: every method must end up inlined in
+/// What a walk calls for each frame, innermost first. A trait and not a closure: every method must end up inlined in
 /// the eBPF program, and closures cannot be marked so.
 pub trait Visitor {
     /// `Break` ends the walk.
     fn visit(&mut self, frame: Visited) -> ControlFlow<()>;
+
+    /// A frame could not be read: the walk ends. To be told here, and not by comparing how it ended: the verifier would follow
+    /// that number back through all the frames.
+    #[inline(always)]
+    fn unreadable(&mut self) {}
 }
 
 /// A word of a wide read, by an index that comes from a table.
@@ -61,31 +71,44 @@ pub fn innermost<M: Memory>(memory: &M, layout: &Layout, thread_state: u64) -> S
 /// Shows every Python frame to `visitor` and says how the walk ended.
 #[inline(always)]
 pub fn walk<M: Memory>(memory: &M, layout: &Layout, start: Start, visitor: &mut impl Visitor) -> u32 {
-    let mut words: Wide = [0; WIDE_WORDS];
-    let mut frame = start.frame;
-    if frame == 0 {
+    if start.frame == 0 {
         return start.reason;
     }
-    for _ in 0..MAX_FRAMES {
+    let mut frame = start.frame;
+    walk_part::<MAX_FRAMES, M>(memory, layout, &mut frame, visitor)
+}
+
+/// Walks at most `FRAMES` frames from `frame` on, and leaves there the one that it did not look at, or the one at which
+/// `visitor` stopped. [`end::TRUNCATED`] says that there may be more.
+#[inline(always)]
+pub fn walk_part<const FRAMES: usize, M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    frame: &mut u64,
+    visitor: &mut impl Visitor,
+) -> u32 {
+    let mut words: Wide = [0; WIDE_WORDS];
+    for _ in 0..FRAMES {
         if !memory.read_wide(
             frame.wrapping_add(u64::from(layout.frame_start)),
             layout.frame_length,
             &mut words,
         ) {
+            visitor.unreadable();
             return end::FAILED_READ;
         }
         // Bit 0 tags deferred and immortal references from 3.14 on (Include/internal/pycore_stackref.h); no object is odd.
         let code = word(&words, layout.code_word) & !1;
         let owner = word(&words, layout.owner_word) >> (layout.owner_shift & 63) & 0xff;
-        if owner < u64::from(layout.owner_skip_from) && code != 0 {
-            let at = word(&words, layout.instruction_word);
-            let instruction = at.wrapping_sub(code & layout.instruction_base) as u32;
-            if visitor.visit(Visited { code, instruction }).is_break() {
-                return end::COMPLETE;
-            }
+        // Both are small: the difference is negative if `owner` is below.
+        let is_python = owner.wrapping_sub(u64::from(layout.owner_skip_from)) >> 63 & differs(code, 0);
+        let at = word(&words, layout.instruction_word);
+        let instruction = at.wrapping_sub(code & layout.instruction_base) as u32;
+        if visitor.visit(Visited { code, instruction, is_python }).is_break() {
+            return end::COMPLETE;
         }
-        frame = word(&words, layout.previous_word);
-        if frame == 0 {
+        *frame = word(&words, layout.previous_word);
+        if *frame == 0 {
             return end::COMPLETE;
         }
     }
@@ -102,16 +125,27 @@ pub fn fingerprint<M: Memory>(memory: &M, layout: &Layout, code: u64) -> u32 {
 /// The identity of a stack, without keeping it: the second walk, which sends it up, sees the same frames, because the
 /// thread waits in its trap meanwhile.
 #[derive(Debug)]
-pub struct Identity {
-    /// The hash so far; begin with a seed that holds the process's epoch.
+pub struct Identity<'a> {
+    /// The hash so far; begin with a seed.
     pub hash: u64,
+    /// Which code object at an address it is.
+    pub generations: &'a Generations,
+    /// Counts frames that cannot be read.
+    pub failed_reads: &'a Cell,
 }
 
-impl Visitor for Identity {
+impl Visitor for Identity<'_> {
     #[inline(always)]
     fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
-        self.hash = mix(mix(self.hash, frame.code), u64::from(frame.instruction));
+        let generation = u64::from(self.generations.of(frame.code));
+        let with = mix(mix(self.hash, frame.code), generation << 32 | u64::from(frame.instruction));
+        self.hash ^= (with ^ self.hash) & frame.is_python.wrapping_neg();
         ControlFlow::Continue(())
+    }
+
+    #[inline(always)]
+    fn unreadable(&mut self) {
+        self.failed_reads.add(1);
     }
 }
 

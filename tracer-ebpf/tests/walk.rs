@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 use tracer_ebpf::abi::{Layout, MAX_FRAMES, end};
+use tracer_ebpf::cell::Cell;
 use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, Wide};
+use tracer_ebpf::tables::Generations;
 use tracer_ebpf::walk::{
     Identity, Start, Visited, Visitor, innermost, locked_thread_state, thread_state, walk,
 };
@@ -193,6 +195,9 @@ struct Seen {
 
 impl Visitor for Seen {
     fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
+        if frame.is_python == 0 {
+            return ControlFlow::Continue(());
+        }
         self.frames.push(frame);
         if self.stop_after == Some(self.frames.len()) {
             ControlFlow::Break(())
@@ -213,7 +218,8 @@ fn walk_all(shape: Shape, image: &Image) -> (Vec<Visited>, u32) {
 /// What a walk should show of these frames.
 fn expected(frames: &[Frame], is_shown: impl Fn(&Frame) -> bool) -> Vec<Visited> {
     let all = frames.iter().enumerate().filter(|(_, frame)| is_shown(frame));
-    all.map(|(_, frame)| Visited { code: frame.code & !1, instruction: frame.instruction }).collect()
+    all.map(|(_, frame)| Visited { code: frame.code & !1, instruction: frame.instruction, is_python: 1 })
+        .collect()
 }
 
 #[test]
@@ -328,9 +334,27 @@ fn a_visitor_may_stop() {
 }
 
 fn identity(image: &Image, layout: &Layout) -> u64 {
-    let mut identity = Identity { hash: 1 };
+    identity_after(image, layout, &Generations::new())
+}
+
+fn identity_after(image: &Image, layout: &Layout, generations: &Generations) -> u64 {
+    let mut identity = Identity { hash: 1, generations, failed_reads: &Cell::default() };
     walk(image, layout, innermost(image, layout, THREAD_STATE), &mut identity);
     identity.hash
+}
+
+/// Later code at the address of one that ended is another stack; other stacks stay what they were.
+#[test]
+fn the_end_of_a_code_object_changes_the_stacks_that_held_it() {
+    let frames: Vec<Frame> = (0..4).map(python).collect();
+    for shape in SHAPES {
+        let (layout, generations) = (shape.layout(), Generations::new());
+        let (with, without) = (image(shape, &frames, NONE), image(shape, &frames[1..], NONE));
+        let before = [&with, &without].map(|image| identity_after(image, &layout, &generations));
+        generations.end(frames[0].code);
+        let after = [&with, &without].map(|image| identity_after(image, &layout, &generations));
+        assert!(before[0] != after[0] && before[1] == after[1], "{shape:?}");
+    }
 }
 
 /// Code, place in it, module, order and depth: each makes another stack.

@@ -1,5 +1,4 @@
 //! Tasks of this repository that need more than one command. One file a verb; this one only parses and dispatches.
-//!
 //! `cargo xtask test` is what a contributor and CI run; everything else is a part of it or prepares it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task runner talks to whoever runs it")]
 
@@ -7,10 +6,12 @@ mod bench;
 mod build_ebpf;
 mod command;
 mod cross;
+mod gen_offsets;
 mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm_test;
 mod workspace;
 
 use anyhow::Result;
@@ -35,8 +36,12 @@ enum Verb {
     Setup,
     /// Run all checks and tests
     Test(test::Args),
+    /// Write the table of CPython's offsets from the headers of the interpreters that are installed
+    GenOffsets,
     /// Measure what tracing costs
     Bench(bench::Args),
+    /// Record programs on other kernels, in emulated machines
+    VmTest(vm_test::Args),
     /// Check the rules of this repository that compilers do not know
     Tidy,
 }
@@ -50,11 +55,14 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::BuildEbpf(args) => build_ebpf::run(&args).map(|()| ExitCode::SUCCESS),
-        Verb::Cross => cross::run().map(|()| ExitCode::SUCCESS),
-        Verb::Setup => setup::run().map(|()| ExitCode::SUCCESS),
-        Verb::Test(args) => test::run(&args),
-        Verb::Bench(args) => bench::run(&args),
-        Verb::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
+        Verb::Test(args) => return test::run(&args),
+        Verb::VmTest(args) => return vm_test::run(&args),
+        Verb::Bench(args) => return bench::run(&args),
+        Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
+        Verb::Cross => cross::run()?,
+        Verb::Setup => setup::run()?,
+        Verb::GenOffsets => gen_offsets::run()?,
+        Verb::Tidy => tidy::run()?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -6,13 +6,15 @@
 mod arm64_packages;
 mod core_sources;
 mod cross_tools;
-mod debian;
+pub mod debian;
 mod linker;
 mod python;
+mod pythons;
 mod test_tools;
 
 pub use cross_tools::bring as bring_cross_tools;
 pub use python::environment as python_environment;
+pub use pythons::installed as debian_pythons;
 
 use crate::command::{Machine, Runner};
 use crate::toolchain::Toolchain;
@@ -27,6 +29,8 @@ pub fn run() -> Result<()> {
     outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
     let sources = debian::Sources::read(Path::new("/"));
     outcomes.push(("arm64 files for tests", arm64_packages::bring(&Machine, &sources)));
+    let is_root = test_tools::Host::detect().is_root;
+    outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
     report(&outcomes)
 }
 

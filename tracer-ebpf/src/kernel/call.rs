@@ -10,6 +10,7 @@ use tracer_ebpf::live::{Entry, Key};
 use tracer_ebpf::memory::Memory as _;
 use tracer_ebpf::tables::Thread;
 
+use super::book::book_later;
 use super::maps::{NOWHERE, programs};
 use super::memory::UserMemory;
 use super::registers::{argument, result, stack_pointer};
@@ -87,12 +88,7 @@ pub fn malloc_return(context: RetProbeContext) -> u32 {
         return 0;
     }
     add(&event.totals.mallocs, 1);
-    let start = event.stack_start(Some(thread), false);
-    let id = event.account(start, domain::MALLOC);
-    if let Some(books) = event.books() {
-        books.allocated(id, Some(thread), block, request.size, domain::MALLOC);
-    }
-    event.define(&context, id, Some(thread));
+    book_later(&context, &event, block, request.size, domain::MALLOC);
     0
 }
 

@@ -9,20 +9,18 @@ use core::ops::ControlFlow;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::abi::{
-    CodeRecord, LINE_TABLE_BYTES, LINE_TABLE_RECORDS, Layout, LineTableRecord, MAX_FRAMES, RawFrame, RawText,
-    StackRecord, record,
+    CodeRecord, LINE_TABLE_BYTES, LINE_TABLE_RECORDS, Layout, LineTableRecord, MAX_FRAMES, PART_FRAMES,
+    RawFrame, RawText, StackRecord, end, record,
 };
 use tracer_ebpf::account::add;
 use tracer_ebpf::bucket::{self, Candidates};
 use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::live::{Key, Live};
 use tracer_ebpf::memory::Memory as _;
-use tracer_ebpf::tables::Tables as _;
-use tracer_ebpf::walk::{Start, Visited, Visitor, fingerprint, walk};
+use tracer_ebpf::tables::{Generations, Tables as _};
+use tracer_ebpf::walk::{Start, Visited, Visitor, fingerprint, walk_part};
 
-use super::maps::{
-    CodeBuckets, DEFINE, KernelTables, LiveBuckets, NOWHERE, SEND_STACK, events, globals, programs,
-};
+use super::maps::{CodeBuckets, DEFINE, KernelTables, LiveBuckets, SEND_STACK, events, globals, programs};
 use super::memory::{UserMemory, read_into};
 use super::stack::Event;
 
@@ -32,46 +30,59 @@ use super::stack::Event;
 pub fn define(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
-    // The handler before us has proved whose stack it is; the thread has not run since.
-    let start = event.stack_start(Some(thread), false);
-    let unsent = first_unsent(&event, start);
-    if unsent.code != 0 {
-        if !send_code(&event, unsent) {
-            add(&event.totals.ring_full, 1);
-            return 0;
-        }
-        // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event goes on.
-        unsafe { programs().tail_call(&context, DEFINE) };
+    let unsent = match thread.cursor.load() {
+        // The handler before us has proved whose stack it is; the thread has not run since.
+        0 => first_unsent(&event, event.stack_start(Some(thread), false).frame),
+        frame => first_unsent(&event, frame),
+    };
+    thread.cursor.store(unsent.frame);
+    thread.sent_frames.store(0);
+    thread.sent_parts.store(0);
+    if unsent.code != 0 && !send_code(&event, unsent) {
+        add(&event.totals.ring_full, 1);
         return 0;
     }
-    // SAFETY: as above.
-    unsafe { programs().tail_call(&context, SEND_STACK) };
+    let next = if unsent.frame == 0 { SEND_STACK } else { DEFINE };
+    // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event goes on.
+    unsafe { programs().tail_call(&context, next) };
     0
 }
 
-/// Sends the stack itself; a program of its own so that the verifier walks one loop at a time.
+/// Sends a part of the stack itself, then goes on with the next; a program of its own so that the verifier walks one loop at
+/// a time.
 #[uprobe]
 #[inline(always)]
 pub fn send_stack(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
     let account = thread.undefined.load() as u32;
-    if !write_stack(&event, event.stack_start(Some(thread), false), account) {
+    let start = match thread.cursor.load() {
+        0 => event.stack_start(Some(thread), false),
+        frame => Start { frame, reason: end::COMPLETE },
+    };
+    let mut part = Part { account, offset: thread.sent_frames.load() as u32, frame: start.frame };
+    let parts = thread.sent_parts.load() + 1;
+    let end = write_part(&event, start.reason, parts, &mut part);
+    if end == RING_FULL {
         add(&event.totals.ring_full, 1);
+    } else if end == end::CONTINUES {
+        thread.cursor.store(part.frame);
+        thread.sent_frames.store(u64::from(part.offset));
+        thread.sent_parts.store(parts);
+        // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the stack is sent anew.
+        unsafe { programs().tail_call(&context, SEND_STACK) };
     } else if let Some(account) = KernelTables.account(account) {
         account.sent.store(1);
-    }
-    if account == u32::MAX {
-        // Never so; see `mod.rs` for why every program has such a call.
-        // SAFETY: nothing needs to be dropped, and the slot is empty.
-        unsafe { programs().tail_call(&context, NOWHERE) };
     }
     0
 }
 
 #[inline(always)]
-fn sent_key(event: &Event, code: u64, fingerprint: u32) -> u64 {
-    spread(mix(mix(u64::from(event.cookie.process()) + 1, code), u64::from(fingerprint))) | 1
+fn sent_key(event: &Event, generations: &Generations, code: u64, fingerprint: u32) -> u64 {
+    // What tells a code object from others at its address: its generation, and the fingerprint for those whose end was not
+    // seen.
+    let version = u64::from(generations.of(code)) << 32 | u64::from(fingerprint);
+    spread(mix(mix(u64::from(event.cookie.process()) + 1, code), version)) | 1
 }
 
 #[inline(always)]
@@ -79,37 +90,55 @@ fn code_candidates(event: &Event, key: u64) -> Candidates {
     Candidates::of(key, event.settings.seed.load(), event.settings.code_buckets.load() as u32)
 }
 
-/// The innermost code object that has not been sent; code 0: none.
+/// Frames that one run looks at: the verifier follows each, and an eighth of the deepest stack loads in an eighth of the time.
+/// The deepest then takes 12 of the 33 tail calls in a row, and leaves 21 for code objects.
+const FRAMES: usize = MAX_FRAMES / 8;
+
+/// The innermost code object from `frame` on that has not been sent.
 #[inline(always)]
-fn first_unsent(event: &Event, start: Start) -> Found {
-    let nothing = Found { code: 0, fingerprint: 0 };
-    let mut search = Unsent { event, found: nothing };
-    walk(&UserMemory, event.layout, start, &mut search);
-    search.found
+fn first_unsent(event: &Event, frame: u64) -> Unsent {
+    let mut unsent = Unsent { code: 0, fingerprint: 0, frame };
+    let Some(generations) = KernelTables.generations() else { return Unsent { frame: 0, ..unsent } };
+    if frame == 0 {
+        return unsent;
+    }
+    let mut search = Search { event, generations, code: 0, fingerprint: 0 };
+    let end = walk_part::<FRAMES, _>(&UserMemory, event.layout, &mut unsent.frame, &mut search);
+    unsent.code = search.code;
+    unsent.fingerprint = search.fingerprint;
+    if search.code == 0 && end != end::TRUNCATED {
+        unsent.frame = 0;
+    }
+    unsent
+}
+
+/// A code object, and where to look next; code 0: none was found, frame 0: there is nothing more to look at.
+#[derive(Clone, Copy)]
+struct Unsent {
+    code: u64,
+    fingerprint: u32,
+    frame: u64,
 }
 
 /// Looks for the first code object that has not been sent.
-struct Unsent<'a> {
+struct Search<'a> {
     event: &'a Event,
-    found: Found,
-}
-
-/// A code object.
-#[derive(Clone, Copy)]
-struct Found {
+    generations: &'a Generations,
     code: u64,
     fingerprint: u32,
 }
 
-impl Visitor for Unsent<'_> {
+impl Visitor for Search<'_> {
     #[inline(always)]
     fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
         let fingerprint = fingerprint(&UserMemory, self.event.layout, frame.code);
-        let key = sent_key(self.event, frame.code, fingerprint);
-        if bucket::find(&CodeBuckets, code_candidates(self.event, key), key).is_some() {
+        let key = sent_key(self.event, self.generations, frame.code, fingerprint);
+        if frame.is_python == 0 || bucket::find(&CodeBuckets, code_candidates(self.event, key), key).is_some()
+        {
             return ControlFlow::Continue(());
         }
-        self.found = Found { code: frame.code, fingerprint };
+        self.code = frame.code;
+        self.fingerprint = fingerprint;
         ControlFlow::Break(())
     }
 }
@@ -124,48 +153,72 @@ impl Visitor for Writer<'_> {
     #[inline(always)]
     fn visit(&mut self, frame: Visited) -> ControlFlow<()> {
         let fingerprint = fingerprint(&UserMemory, self.event.layout, frame.code);
-        let frame = RawFrame { code: frame.code, instruction: frame.instruction, fingerprint };
+        // One that is passed over is written too, and the next one over it.
+        let raw = RawFrame { code: frame.code, instruction: frame.instruction, fingerprint };
         // SAFETY: `stack` points to a reserved record.
         let length = unsafe { (&raw const (*self.stack).length).read_volatile() };
         // SAFETY: as above, and the index is below the number of frames.
         unsafe {
             (&raw mut (*self.stack).frames)
                 .cast::<RawFrame>()
-                .add(length as usize & (MAX_FRAMES - 1))
-                .write(frame)
+                .add(length as usize & (PART_FRAMES - 1))
+                .write(raw)
         };
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.stack).length).write_volatile(length + 1) };
+        unsafe { (&raw mut (*self.stack).length).write_volatile(length + frame.is_python as u32) };
         ControlFlow::Continue(())
     }
 }
 
+/// A part of a stack: its account, the frames before it, its first frame; after it is written, those of the next.
+struct Part {
+    account: u32,
+    offset: u32,
+    frame: u64,
+}
+
+/// No way that a walk ends.
+const RING_FULL: u32 = u32::MAX;
+
+/// Writes part number `number`, counted from 1, and says how it ends.
 #[inline(always)]
-fn write_stack(event: &Event, start: Start, account: u32) -> bool {
-    let Some(mut entry) = events().reserve::<StackRecord>(0) else { return false };
-    let layout = event.layout;
+fn write_part(event: &Event, reason: u32, number: u64, part: &mut Part) -> u32 {
+    let Some(mut entry) = events().reserve::<StackRecord>(0) else { return RING_FULL };
     let stack = entry.as_mut_ptr();
     let process = event.cookie.process();
     // SAFETY: `stack` points to a reserved record; each field is written in place, so that none of it passes the stack.
     unsafe {
         (*stack).record = record::STACK;
         (*stack).process = process;
-        (*stack).account = account;
+        (*stack).account = part.account;
         (*stack).length = 0;
-        (*stack).spare = 0;
+        (*stack).offset = part.offset;
     }
-    let end = walk(&UserMemory, layout, start, &mut Writer { event, stack });
+    let mut end = reason;
+    if part.frame != 0 {
+        end = walk_part::<PART_FRAMES, _>(
+            &UserMemory,
+            event.layout,
+            &mut part.frame,
+            &mut Writer { event, stack },
+        );
+        if end == end::TRUNCATED && number < (MAX_FRAMES / PART_FRAMES) as u64 {
+            end = end::CONTINUES;
+        }
+    }
     // SAFETY: as above.
     unsafe { (*stack).end = end };
+    // SAFETY: as above.
+    part.offset += unsafe { (&raw const (*stack).length).read_volatile() };
     entry.submit(0);
-    true
+    end
 }
 
 /// Sends the line table and then the rest, and marks the code object as sent.
 #[inline(always)]
-fn send_code(event: &Event, unsent: Found) -> bool {
+fn send_code(event: &Event, unsent: Unsent) -> bool {
     let layout = event.layout;
-    let Found { code, fingerprint } = unsent;
+    let Unsent { code, fingerprint, .. } = unsent;
     let Some(line_table_bytes) = send_line_table(event, code, fingerprint) else { return false };
     let Some(mut entry) = events().reserve::<CodeRecord>(0) else { return false };
     let at = |offset: u32| code.wrapping_add(u64::from(offset));
@@ -200,9 +253,14 @@ fn send_code(event: &Event, unsent: Found) -> bool {
     }
     read_text(layout, at(layout.code_file), file);
     entry.submit(0);
-    let key = sent_key(event, code, fingerprint);
-    // Without a place it is sent again with every new stack: dear, but right.
-    let _ = bucket::insert(&CodeBuckets, code_candidates(event, key), key, 0);
+    if let Some(generations) = KernelTables.generations() {
+        let key = sent_key(event, generations, code, fingerprint);
+        let at = code_candidates(event, key);
+        // Code that has ended keeps its place until another needs it. One that still runs and loses its place is sent again.
+        if bucket::insert(&CodeBuckets, at, key, 0).is_none() {
+            bucket::displace(&CodeBuckets, at, key);
+        }
+    }
     if let (Some(key), Some(globals)) = (Key::new(process, code), globals()) {
         Live { buckets: &LiveBuckets, settings: event.settings, globals }.watch_code(key);
     }
@@ -227,8 +285,9 @@ fn send_line_table(event: &Event, code: u64, fingerprint: u32) -> Option<u32> {
         }
         let mut entry = events().reserve::<LineTableRecord>(0)?;
         let piece = entry.as_mut_ptr();
-        let left = size - offset;
-        let used = if left > LINE_TABLE_BYTES as u32 { LINE_TABLE_BYTES as u32 } else { left };
+        // Compared as 64 bits: the verifier of Linux 6.1 does not follow a bound through a copy of the lower half of a register.
+        let left = u64::from(size) - u64::from(offset);
+        let used = if left > LINE_TABLE_BYTES as u64 { LINE_TABLE_BYTES as u64 } else { left } as u32;
         let from = table.wrapping_add(u64::from(layout.bytes_data)).wrapping_add(u64::from(offset));
         // SAFETY: `piece` points to a reserved record whose last field has `LINE_TABLE_BYTES` bytes.
         let read = read_into(from, used, unsafe { (&raw mut (*piece).bytes).cast() });

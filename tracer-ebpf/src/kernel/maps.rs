@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::abi::{Layout, PROCESSES, THREAD_BUCKETS};
 use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES, Place};
-use tracer_ebpf::tables::{Account, Globals, Settings, Tables, Thread, Totals};
+use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -27,6 +27,8 @@ static LAYOUTS: Array<Layout> = Array::with_max_entries(PROCESSES, 0);
 #[map]
 static TOTALS: Array<Totals> = Array::with_max_entries(PROCESSES, 0);
 #[map]
+static GENERATIONS: Array<Generations> = Array::with_max_entries(1, 0);
+#[map]
 static THREAD_INDEX: Array<Bucket> = Array::with_max_entries(THREAD_BUCKETS, 0);
 #[map]
 static THREADS: Array<Thread> = Array::with_max_entries(THREAD_BUCKETS * 8, 0);
@@ -34,14 +36,16 @@ static THREADS: Array<Thread> = Array::with_max_entries(THREAD_BUCKETS * 8, 0);
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Programs that others continue in; see [`DEFINE`].
 #[map]
-static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(3, 0);
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(4, 0);
 
 /// Slot of the program that sends up code objects.
 pub const DEFINE: u32 = 0;
 /// Slot of the program that sends up stacks.
 pub const SEND_STACK: u32 = 1;
+/// Slot of the program that books what rarer handlers found.
+pub const BOOK: u32 = 2;
 /// A slot that stays empty: a tail call to it does nothing.
-pub const NOWHERE: u32 = 2;
+pub const NOWHERE: u32 = 3;
 
 /// Where records go.
 pub fn events() -> &'static RingBuf {
@@ -134,6 +138,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn account(&self, number: u32) -> Option<&Account> {
         ACCOUNTS.get(number)
+    }
+
+    #[inline(always)]
+    fn generations(&self) -> Option<&Generations> {
+        GENERATIONS.get(0)
     }
 
     #[inline(always)]

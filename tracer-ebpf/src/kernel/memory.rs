@@ -18,7 +18,7 @@ impl Memory for UserMemory {
     #[inline(always)]
     fn read_wide(&self, address: u64, length: u32, into: &mut Wide) -> bool {
         const LIMIT: u32 = (WIDE_WORDS * 8) as u32 - 1;
-        read_into(address, length & LIMIT, into.as_mut_ptr().cast())
+        read_into(address, 88, into.as_mut_ptr().cast())
     }
 
     #[inline(always)]

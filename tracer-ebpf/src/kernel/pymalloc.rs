@@ -7,6 +7,7 @@ use tracer_ebpf::abi::{POOL_SIZE_INDEX, domain, kind};
 use tracer_ebpf::account::{Freed, add};
 use tracer_ebpf::memory::Memory as _;
 
+use super::book::{book, book_later};
 use super::maps::{NOWHERE, programs};
 use super::memory::UserMemory;
 use super::registers::{register, result, stack_pointer};
@@ -26,7 +27,9 @@ pub fn pop(context: ProbeContext) -> u32 {
     let operand = operand(&context, &event);
     let is_indirect = event.cookie.kind() == kind::POP_INDIRECT;
     let block = if is_indirect { UserMemory.word_or_zero(operand) } else { operand };
-    allocated(&context, &event, block, register(&context, event.cookie.pool()));
+    add(&event.totals.pops, 1);
+    let size = size_of_pool(register(&context, event.cookie.pool()));
+    book(&context, &event, event.thread(), block, size, domain::PYMALLOC);
     0
 }
 
@@ -37,26 +40,20 @@ pub fn pool_return(context: RetProbeContext) -> u32 {
     let context = ProbeContext::new(context.as_ptr());
     let Some(event) = Event::of(&context) else { return 0 };
     let block = result(&context);
-    if block != 0 {
-        allocated(&context, &event, block, block & !u64::from(event.layout.pool_mask));
+    if block == 0 {
+        return 0;
     }
+    add(&event.totals.pops, 1);
+    let size = size_of_pool(block & !u64::from(event.layout.pool_mask));
+    book_later(&context, &event, block, size, domain::PYMALLOC);
     0
 }
 
 /// Size classes are 16 bytes apart (`ALIGNMENT`, Objects/obmalloc.c, 3.7 and later on 64-bit hosts).
 #[inline(always)]
-fn allocated(context: &ProbeContext, event: &Event, block: u64, pool: u64) {
-    let totals = event.totals;
-    add(&totals.pops, 1);
+fn size_of_pool(pool: u64) -> u64 {
     let class = UserMemory.half_or_zero(pool.wrapping_add(POOL_SIZE_INDEX));
-    let size = (u64::from(class & 63) + 1) << 4;
-    let thread = event.thread();
-    let start = event.stack_start(thread, true);
-    let id = event.account(start, domain::PYMALLOC);
-    if let Some(books) = event.books() {
-        books.allocated(id, thread, block, size, domain::PYMALLOC);
-    }
-    event.define(context, id, thread);
+    (u64::from(class & 63) + 1) << 4
 }
 
 /// A block has gone back to its pool.

@@ -26,6 +26,7 @@ pub fn register(context: &ProbeContext, number: u8) -> u64 {
         1 => read!(context, 88),
         2 => read!(context, 96),
         3 => read!(context, 40),
+        4 => read!(context, 152),
         5 => read!(context, 32),
         6 => read!(context, 104),
         7 => read!(context, 112),

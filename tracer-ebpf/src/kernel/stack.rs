@@ -93,16 +93,17 @@ impl Event {
     /// The account of this stack.
     #[inline(always)]
     pub fn account(&self, start: Start, domain: u8) -> AccountId {
-        let totals = self.totals;
+        let own = AccountId(self.cookie.process());
+        let Some(generations) = KernelTables.generations() else { return own };
         let seed =
             mix(u64::from(self.thread_id) << 8 | u64::from(domain), u64::from(self.cookie.process()) + 1);
-        let own = AccountId(self.cookie.process());
-        let mut identity = Identity { hash: mix(seed, totals.epoch.load()) };
+        let failed_reads = &self.totals.failed_reads;
+        if start.frame == 0 && start.reason == end::FAILED_READ {
+            add(failed_reads, 1);
+        }
+        let mut identity = Identity { hash: seed, generations, failed_reads };
         let end = walk(&UserMemory, self.layout, start, &mut identity);
         let hash = mix(identity.hash, u64::from(end));
-        if end == end::FAILED_READ {
-            add(&totals.failed_reads, 1);
-        }
         let Some(books) = self.books() else { return own };
         books.account(spread(hash) | 1, self.thread_id, domain)
     }
@@ -116,6 +117,7 @@ impl Event {
         }
         let Some(thread) = thread else { return };
         thread.undefined.store(u64::from(id.0));
+        thread.cursor.store(0);
         // SAFETY: nothing here needs to be dropped; a call that fails comes back and the stack is sent at its next event.
         unsafe { programs().tail_call(context, DEFINE) };
     }

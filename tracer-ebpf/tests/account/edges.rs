@@ -1,7 +1,9 @@
 //! Single cases at the edges of the account, and regressions.
 
 use tracer_ebpf::abi::{PROCESSES, domain};
+use tracer_ebpf::account::Freed;
 use tracer_ebpf::bucket::ENTRIES;
+use tracer_ebpf::live::{Key, Live};
 
 use crate::host::{Host, Sizes};
 
@@ -25,4 +27,22 @@ fn a_full_index_uses_up_no_accounts() {
     assert_eq!(placed.count(), ENTRIES);
     assert_eq!(host.globals.accounts_used.load(), u64::from(PROCESSES) + ENTRIES as u64);
     assert_eq!(host.totals(1).stack_table_full.load(), 1000 - ENTRIES as u64);
+}
+
+/// The end of code that has been sent up is noticed, whether or not its allocation was seen.
+#[test]
+fn the_end_of_watched_code_begins_a_generation() {
+    let host = Host::new(Sizes::default());
+    let live = Live { buckets: &host.live, settings: &host.settings, globals: &host.globals };
+    let (seen, unseen) = (0x5555_0000_1000, 0x5555_0000_2000);
+    host.allocate(1, 1, seen, 400);
+    for address in [seen, unseen] {
+        live.watch_code(Key::new(1, address).unwrap());
+        assert_eq!(host.generations.of(address), 0);
+    }
+    assert_eq!((host.books(1).freed(seen), host.books(1).freed(unseen)), (Freed::Known, Freed::Unknown));
+    assert_eq!((host.generations.of(seen), host.generations.of(unseen)), (1, 1));
+    host.allocate(1, 1, seen, 400);
+    host.books(1).freed(seen);
+    assert_eq!(host.generations.of(seen), 1, "what came later is no code");
 }

@@ -5,7 +5,7 @@ use tracer_ebpf::account::{AccountId, Books};
 use tracer_ebpf::bucket::{Bucket, Buckets, ENTRIES};
 use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::live::Live;
-use tracer_ebpf::tables::{Account, Globals, Settings, Tables, Thread, Totals};
+use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
 
 /// Threads that have cells: ids 1 to this number.
 pub const THREADS: u32 = 16;
@@ -66,6 +66,7 @@ pub struct Host {
     pub index: Table,
     pub settings: Settings,
     pub globals: Globals,
+    pub generations: Generations,
     accounts: Vec<Account>,
     threads: Vec<Thread>,
     totals: Vec<Totals>,
@@ -94,6 +95,7 @@ impl Host {
             index: Table::new(sizes.index_buckets),
             settings,
             globals,
+            generations: Generations::new(),
             accounts: some(PROCESSES + sizes.stacks),
             threads: some(THREADS + 1),
             totals: some(SLOTS + 1),
@@ -146,6 +148,10 @@ impl Tables for Host {
 
     fn account(&self, number: u32) -> Option<&Account> {
         self.accounts.get(number as usize)
+    }
+
+    fn generations(&self) -> Option<&Generations> {
+        Some(&self.generations)
     }
 
     fn thread(&self, thread_id: u32) -> Option<&Thread> {

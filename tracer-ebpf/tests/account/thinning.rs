@@ -174,3 +174,28 @@ fn missed_frees_are_noticed_while_thinning() {
     }
     check_empty(&host);
 }
+
+/// A few large blocks among many small ones: one that stood for a hundred would be the whole answer, and wrong.
+#[test]
+fn large_blocks_are_counted_one_by_one() {
+    const LARGE: u64 = 8 << 20;
+    let host = small(3);
+    let large = |number: u64| 0x7fff_0000_0000 + number * LARGE;
+    for number in 0..5000 {
+        host.allocate(1, 1, block(number).0, block(number).1);
+        if number % 600 == 599 {
+            host.allocate(1, 2, large(number), LARGE);
+        }
+    }
+    assert!(host.level() > 5, "level {}", host.level());
+    let account = host.account_of(1, 2, tracer_ebpf::abi::domain::PYMALLOC, 0);
+    let account = &host.accounts()[account.0 as usize];
+    let full = host.totals(1).live_table_full.load();
+    let placed = 8 - full;
+    assert!(full <= 1, "{full} of 8 found no place");
+    assert_eq!((account.live_bytes.load(), account.live_count.load()), (placed * LARGE, placed));
+    for number in (599..5000).step_by(600) {
+        host.books(1).freed(large(number));
+    }
+    assert_eq!(account.live_bytes.load(), 0);
+}

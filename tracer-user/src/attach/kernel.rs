@@ -1,7 +1,7 @@
 //! The kernel half, loaded: its maps, its programs, and the points that are armed.
 
 use std::collections::HashSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -16,6 +16,7 @@ use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
 use super::kernel_types::{KernelTypes, thread_pointer_offset};
+use super::mechanism::Mechanism;
 use super::{AttachError, Readiness, object, syscall};
 use crate::plan::FileOffset;
 
@@ -23,15 +24,6 @@ use crate::plan::FileOffset;
 type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
 /// Index of `held_process` in it.
 const HELD_PROCESS: usize = 8;
-
-/// How points are armed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mechanism {
-    /// One `uprobe_multi` link for all points of a program (Linux 6.6).
-    Multi,
-    /// A perf event for each point (any kernel; needs CAP_SYS_ADMIN since July 2025, and is slow to disarm).
-    Perf,
-}
 
 /// The programs that probe points start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,7 +75,16 @@ impl Program {
 }
 
 /// The programs that others continue in, in the order of their slots; see `tracer-ebpf/src/kernel/define.rs`.
-const CONTINUED: [&str; 2] = ["define", "send_stack"];
+const CONTINUED: [&str; 3] = ["define", "send_stack", "book_block"];
+
+/// Programs on whole processes, and the kernel's tracepoints that start them.
+const WATCHED: [(&str, &CStr); 2] =
+    [("process_exec", c"sched_process_exec"), ("process_exit", c"sched_process_exit")];
+
+// enum bpf_map_type, include/uapi/linux/bpf.h.
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 
 /// Sizes of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,10 +139,24 @@ enum Links {
 /// The kernel half.
 #[derive(Debug)]
 pub struct Kernel {
-    ebpf: Ebpf,
-    mechanism: Mechanism,
-    programs: FxHashMap<Program, OwnedFd>,
+    maps: FxHashMap<String, Map>,
     sizes: TableSizes,
+    /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
+    filter_here: bool,
+    loaded: Loaded,
+}
+
+/// The programs.
+#[derive(Debug)]
+enum Loaded {
+    None,
+    /// Loaded by ourselves: aya's loader reads and parses the types of the whole kernel first, 45 ms and 20 MB for nothing.
+    Multi {
+        programs: FxHashMap<Program, OwnedFd>,
+        watchers: Vec<(OwnedFd, &'static CStr)>,
+        watching: Vec<OwnedFd>,
+    },
+    Perf(Box<Ebpf>),
 }
 
 fn table_error<E: std::error::Error + Send + Sync + 'static>(
@@ -160,23 +175,35 @@ impl Kernel {
     /// Creates the tables and loads every program, `mechanism` deciding for what kind of probe; nothing is armed yet.
     pub fn load(sizes: TableSizes, mechanism: Mechanism) -> Result<Self, AttachError> {
         let offset = read_thread_pointer_offset()?;
-        let ebpf = EbpfLoader::new()
-            // The object needs none, and reading the kernel's takes tens of megabytes.
-            .btf(None)
-            .map_max_entries("LIVE", sizes.live_buckets)
-            .map_max_entries("INDEX", sizes.index_buckets)
-            .map_max_entries("CODES", sizes.code_buckets)
-            .map_max_entries("ACCOUNTS", sizes.accounts)
-            .map_max_entries("EVENTS", sizes.ring_bytes)
-            .load(object::bytes())
-            .map_err(refused_or_broken)?;
-        let mut kernel = Self { ebpf, mechanism, programs: FxHashMap::default(), sizes };
-        kernel.write_settings(offset)?;
+        let filter_here = mechanism == Mechanism::MultiEverywhere;
         match mechanism {
-            Mechanism::Multi => kernel.load_for_multi()?,
-            Mechanism::Perf => kernel.load_for_perf()?,
+            Mechanism::Multi | Mechanism::MultiEverywhere => {
+                let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
+                let maps = create_maps(&mut object, sizes)?;
+                let mut kernel = Self { maps, sizes, filter_here, loaded: Loaded::None };
+                kernel.write_settings(offset)?;
+                kernel.loaded = kernel.load_programs(object)?;
+                Ok(kernel)
+            }
+            Mechanism::Perf => {
+                let mut ebpf = EbpfLoader::new()
+                    .btf(None)
+                    .map_max_entries("LIVE", sizes.live_buckets)
+                    .map_max_entries("INDEX", sizes.index_buckets)
+                    .map_max_entries("CODES", sizes.code_buckets)
+                    .map_max_entries("ACCOUNTS", sizes.accounts)
+                    .map_max_entries("EVENTS", sizes.ring_bytes)
+                    .load(object::bytes())
+                    .map_err(refused_or_broken)?;
+                let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+                let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
+                let mut kernel = Self { maps: maps.collect(), sizes, filter_here, loaded: Loaded::None };
+                kernel.write_settings(offset)?;
+                kernel.load_for_perf(&mut ebpf)?;
+                kernel.loaded = Loaded::Perf(Box::new(ebpf));
+                Ok(kernel)
+            }
         }
-        Ok(kernel)
     }
 
     fn write_settings(&mut self, thread_pointer: u64) -> Result<(), AttachError> {
@@ -239,14 +266,14 @@ impl Kernel {
         table: &'static str,
         index: u32,
     ) -> Result<[u64; WORDS], AttachError> {
-        let map = self.ebpf.map(table).ok_or_else(|| missing(table))?;
+        let map = self.maps.get(table).ok_or_else(|| missing(table))?;
         let array = Array::<_, [u64; WORDS]>::try_from(map).map_err(table_error(table))?;
         array.get(&index, 0).map_err(table_error(table))
     }
 
     /// The ring buffer, and what becomes readable when it holds something; it can be taken once. Needs a running runtime.
     pub fn take_ring(&mut self) -> Result<(RingBuf<MapData>, Readiness), AttachError> {
-        let map = self.ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;
+        let map = self.maps.remove("EVENTS").ok_or_else(|| missing("EVENTS"))?;
         let descriptor = map_descriptor(&map).ok_or_else(|| missing("EVENTS"))?;
         let descriptor = descriptor.try_clone_to_owned().map_err(table_error("EVENTS"))?;
         let readiness = Readiness::new(descriptor).map_err(table_error("EVENTS"))?;
@@ -255,13 +282,25 @@ impl Kernel {
 
     /// Starts to watch every exec and thread exit of the host.
     pub fn watch_processes(&mut self) -> Result<(), AttachError> {
-        for name in ["process_exec", "process_exit"] {
-            let program = self.ebpf.program_mut(name).ok_or_else(|| missing("process programs"))?;
-            let program: &mut RawTracePoint = program.try_into().map_err(object_error(name))?;
-            program.load().map_err(object_error(name))?;
-            program.attach(&format!("sched_{name}")).map_err(object_error(name))?;
+        match &mut self.loaded {
+            Loaded::None => Err(missing("process programs")),
+            Loaded::Multi { watchers, watching, .. } => {
+                for (program, point) in watchers {
+                    let opened = syscall::open_raw_tracepoint(program.as_fd(), point);
+                    watching.push(opened.map_err(object_error("process programs"))?);
+                }
+                Ok(())
+            }
+            Loaded::Perf(ebpf) => {
+                for (name, point) in WATCHED {
+                    let program = ebpf.program_mut(name).ok_or_else(|| missing("process programs"))?;
+                    let program: &mut RawTracePoint = program.try_into().map_err(object_error(name))?;
+                    program.load().map_err(object_error(name))?;
+                    program.attach(&point.to_string_lossy()).map_err(object_error(name))?;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Arms `points` of the file at `path` in process `pid`.
@@ -278,101 +317,140 @@ impl Kernel {
             }
             AttachError::Arm { points: points.len(), file: path.to_owned(), source }
         };
-        match self.mechanism {
-            Mechanism::Multi => {
+        let filter = if self.filter_here { 0 } else { pid };
+        match &mut self.loaded {
+            Loaded::None => Err(missing("programs")),
+            Loaded::Multi { programs, .. } => {
                 let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
                 let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
                 let cookies: Vec<u64> = points.iter().map(|point| point.cookie.0).collect();
-                let code = self.programs.get(&program).ok_or_else(|| missing(program.name()))?;
-                let link =
-                    syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, pid, program.is_return())
-                        .map_err(failed)?;
+                let code = programs.get(&program).ok_or_else(|| missing(program.name()))?;
+                let on_return = program.is_return();
+                let link = syscall::link_uprobes(code.as_fd(), &path, &offsets, &cookies, filter, on_return)
+                    .map_err(failed)?;
                 Ok(Armed { _links: Links::Multi { _link: link } })
             }
-            Mechanism::Perf => self.arm_by_perf(program, path, pid, points),
+            Loaded::Perf(ebpf) => arm_by_perf(ebpf, program, path, pid, points),
         }
-    }
-
-    fn arm_by_perf(
-        &mut self,
-        program: Program,
-        path: &Path,
-        pid: u32,
-        points: &[ProbePoint],
-    ) -> Result<Armed, AttachError> {
-        let code = self.ebpf.program_mut(program.name()).ok_or_else(|| missing(program.name()))?;
-        let code: &mut UProbe = code.try_into().map_err(object_error(program.name()))?;
-        let scope = std::num::NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-        let mut links = Vec::with_capacity(points.len());
-        for point in points {
-            let at = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(point.offset.0),
-                cookie: Some(point.cookie.0),
-            };
-            let link = code.attach(at, path, scope).and_then(|link| code.take_link(link));
-            links.push(link.map_err(|error| AttachError::Arm {
-                points: points.len(),
-                file: path.to_owned(),
-                source: io::Error::other(error),
-            })?);
-        }
-        Ok(Armed { _links: Links::Perf { _links: links } })
     }
 
     fn array<T: aya::Pod>(&mut self, name: &'static str) -> Result<Array<&mut MapData, T>, AttachError> {
-        let map = self.ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+        let map = self.maps.get_mut(name).ok_or_else(|| missing(name))?;
         Array::try_from(map).map_err(table_error(name))
     }
 
-    fn load_for_perf(&mut self) -> Result<(), AttachError> {
+    fn load_for_perf(&self, ebpf: &mut Ebpf) -> Result<(), AttachError> {
         for name in Program::ALL.map(Program::name).into_iter().chain(CONTINUED) {
-            let program = self.ebpf.program_mut(name).ok_or_else(|| missing("programs"))?;
+            let program = ebpf.program_mut(name).ok_or_else(|| missing("programs"))?;
             let program: &mut UProbe = program.try_into().map_err(object_error(name))?;
             program.load().map_err(object_error(name))?;
         }
         for (slot, name) in CONTINUED.into_iter().enumerate() {
-            let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
+            let program = ebpf.program(name).ok_or_else(|| missing(name))?;
             let program: &UProbe = program.try_into().map_err(object_error(name))?;
             self.set_continued(slot, program.fd().map_err(object_error(name))?.as_fd())?;
         }
         Ok(())
     }
 
-    fn load_for_multi(&mut self) -> Result<(), AttachError> {
-        let mut parsed = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
-        let text: HashSet<usize> = parsed.functions.keys().map(|(section, _)| *section).collect();
-        let maps = std::mem::take(&mut parsed.maps);
-        let descriptors: Vec<_> = maps
-            .keys()
-            .filter_map(|name| Some((name.as_str(), map_descriptor(self.ebpf.map(name)?)?.as_raw_fd())))
-            .collect();
-        let relocations = descriptors.iter().filter_map(|(name, fd)| Some((*name, *fd, maps.get(*name)?)));
-        parsed.relocate_maps(relocations, &text).map_err(object_error("maps"))?;
-        parsed.relocate_calls(&text).map_err(object_error("calls"))?;
+    fn load_programs(&self, mut object: aya_obj::Object) -> Result<Loaded, AttachError> {
+        relocate(&mut object, &self.maps)?;
         // What takes the time is the verifier, and it works on as many programs at once as are asked for.
-        let parsed = &parsed;
+        let object = &object;
         let names = Program::ALL.map(Program::name).into_iter().chain(CONTINUED);
         let loaded: Vec<_> = std::thread::scope(|scope| {
-            let loads: Vec<_> = names.map(|name| scope.spawn(move || load_one(parsed, name))).collect();
+            let load = |name| scope.spawn(move || load_one(object, name, syscall::Kind::UprobeMulti));
+            let loads: Vec<_> = names.map(load).collect();
             loads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
         });
         let mut loaded =
             loaded.into_iter().map(|load| load.unwrap_or_else(|_| Err(missing("a program's loader"))));
+        let mut programs = FxHashMap::default();
         for program in Program::ALL {
             let code = loaded.next().unwrap_or_else(|| Err(missing(program.name())))?;
-            self.programs.insert(program, code);
+            programs.insert(program, code);
         }
         for (slot, name) in CONTINUED.into_iter().enumerate() {
             let code = loaded.next().unwrap_or_else(|| Err(missing(name)))?;
             self.set_continued(slot, code.as_fd())?;
         }
-        Ok(())
+        let watchers = WATCHED
+            .into_iter()
+            .map(|(name, point)| Ok((load_one(object, name, syscall::Kind::RawTracepoint)?, point)));
+        Ok(Loaded::Multi { programs, watchers: watchers.collect::<Result<_, _>>()?, watching: Vec::new() })
     }
 
     fn set_continued(&self, slot: usize, program: BorrowedFd<'_>) -> Result<(), AttachError> {
-        let array = self.ebpf.map("PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
+        let array = self.maps.get("PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
         syscall::set_program(array, slot as u32, program).map_err(table_error("PROGRAMS"))
     }
+}
+
+/// The object's maps with the sizes that were asked for.
+fn create_maps(
+    object: &mut aya_obj::Object,
+    sizes: TableSizes,
+) -> Result<FxHashMap<String, Map>, AttachError> {
+    let mut maps = FxHashMap::default();
+    for (name, map) in &object.maps {
+        let mut map = map.clone();
+        let entries = match name.as_str() {
+            "LIVE" => sizes.live_buckets,
+            "INDEX" => sizes.index_buckets,
+            "CODES" => sizes.code_buckets,
+            "ACCOUNTS" => sizes.accounts,
+            "EVENTS" => sizes.ring_bytes,
+            _ => map.max_entries(),
+        };
+        map.set_max_entries(entries);
+        let kind = map.map_type();
+        let data = MapData::create(map, name, None).map_err(refused_or_broken)?;
+        let map = match kind {
+            BPF_MAP_TYPE_ARRAY => Map::Array(data),
+            BPF_MAP_TYPE_RINGBUF => Map::RingBuf(data),
+            BPF_MAP_TYPE_PROG_ARRAY => Map::ProgramArray(data),
+            _ => return Err(missing("a table of an unknown kind")),
+        };
+        maps.insert(name.clone(), map);
+    }
+    Ok(maps)
+}
+
+/// Writes the maps' descriptors into the programs.
+fn relocate(object: &mut aya_obj::Object, created: &FxHashMap<String, Map>) -> Result<(), AttachError> {
+    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let maps = std::mem::take(&mut object.maps);
+    let descriptors = maps.iter().filter_map(|(name, map)| {
+        Some((name.as_str(), map_descriptor(created.get(name)?)?.as_raw_fd(), map))
+    });
+    object.relocate_maps(descriptors, &text).map_err(object_error("maps"))?;
+    object.relocate_calls(&text).map_err(object_error("calls"))
+}
+
+fn arm_by_perf(
+    ebpf: &mut Ebpf,
+    program: Program,
+    path: &Path,
+    pid: u32,
+    points: &[ProbePoint],
+) -> Result<Armed, AttachError> {
+    let code = ebpf.program_mut(program.name()).ok_or_else(|| missing(program.name()))?;
+    let code: &mut UProbe = code.try_into().map_err(object_error(program.name()))?;
+    let scope = std::num::NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
+    let mut links = Vec::with_capacity(points.len());
+    for point in points {
+        let at = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(point.offset.0),
+            cookie: Some(point.cookie.0),
+        };
+        let link = code.attach(at, path, scope).and_then(|link| code.take_link(link));
+        links.push(link.map_err(|error| AttachError::Arm {
+            points: points.len(),
+            file: path.to_owned(),
+            source: io::Error::other(error),
+        })?);
+    }
+    Ok(Armed { _links: Links::Perf { _links: links } })
 }
 
 fn missing(table: &'static str) -> AttachError {
@@ -386,12 +464,16 @@ fn map_descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     }
 }
 
-fn load_one(parsed: &aya_obj::Object, name: &'static str) -> Result<OwnedFd, AttachError> {
+fn load_one(
+    parsed: &aya_obj::Object,
+    name: &'static str,
+    kind: syscall::Kind,
+) -> Result<OwnedFd, AttachError> {
     let program = parsed.programs.get(name).ok_or_else(|| missing(name))?;
     let function = parsed.functions.get(&program.function_key()).ok_or_else(|| missing(name))?;
     let instructions: Vec<[u8; 8]> = function.instructions.iter().map(encode).collect();
     let mut log = Vec::new();
-    syscall::load_program(name, &instructions, &program.license, &mut log).map_err(|source| {
+    syscall::load_program(kind, name, &instructions, &program.license, &mut log).map_err(|source| {
         if source.raw_os_error() == Some(libc::EPERM) {
             return AttachError::Refused { call: "BPF_PROG_LOAD", extra: "", source };
         }
@@ -408,13 +490,15 @@ fn encode(instruction: &aya_obj::generated::bpf_insn) -> [u8; 8] {
 }
 
 fn last_lines(log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
-    let lines: Vec<&str> = text.trim_end_matches('\0').lines().collect();
+    // Behind the end there are remains of what the verifier has taken back.
+    let written = log.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(written);
+    let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(12);
     lines[from..].join(" | ")
 }
 
-fn refused_or_broken(error: aya::EbpfError) -> AttachError {
+fn refused_or_broken<E: std::error::Error + Send + Sync + 'static>(error: E) -> AttachError {
     let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(current) = cause {
         if let Some(io) = current.downcast_ref::<io::Error>()

@@ -8,7 +8,7 @@ use crate::discover::layout::{FrameSource, InstructionKind, InterpreterLayout};
 /// The layout of a process. `thread_state_pointer` is the address of the pointer to the running thread's state.
 #[must_use]
 pub fn kernel_layout(target: &Target, thread_state_pointer: u64) -> Layout {
-    let row = target.interpreter.layout;
+    let row = &target.interpreter.layout;
     let (thread_frame, has_cframe, cframe_frame) = match row.thread_state.frame {
         FrameSource::Direct(offset) => (offset, 0, 0),
         FrameSource::Cframe { cframe, current_frame } => (cframe, 1, current_frame),

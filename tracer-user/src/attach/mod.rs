@@ -5,14 +5,17 @@
 
 mod kernel;
 mod kernel_types;
+pub mod known_kernels;
 mod layout;
+mod mechanism;
 mod object;
 mod readiness;
 mod syscall;
 mod target;
 
-pub use kernel::{Armed, Kernel, Mechanism, ProbePoint, Program, TableSizes};
+pub use kernel::{Armed, Kernel, ProbePoint, Program, TableSizes};
 pub use layout::kernel_layout;
+pub use mechanism::Mechanism;
 pub use readiness::Readiness;
 pub use target::{FilePlan, Slot, arm};
 
@@ -51,6 +54,16 @@ pub enum AttachError {
         extra: &'static str,
         /// What it said.
         source: io::Error,
+    },
+    /// A kernel that is known to fail.
+    #[error(
+        "the kernel {release} is known to fail: {reason}; use another one, or take the risk with --any-kernel"
+    )]
+    BadKernel {
+        /// What `uname -r` says.
+        release: String,
+        /// What is known.
+        reason: &'static str,
     },
     /// The object in the binary could not be used.
     #[error(

@@ -1,16 +1,18 @@
-//! The two bpf(2) calls that aya 0.14 cannot make: loading a program for `uprobe_multi`, and creating such a link.
+//! The bpf(2) calls for `uprobe_multi`, which aya 0.14 cannot make, and those for what is loaded beside it.
 //!
 //! One link arms hundreds of points in milliseconds, and needs no CAP_SYS_ADMIN (docs/decisions/0001-uprobe-multi.md). aya
 //! 0.15 can do both but needs a newer compiler; this file goes away when the project can be raised to it.
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
+const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 
@@ -50,6 +52,15 @@ struct LinkCreate {
     padding: u32,
 }
 
+/// `union bpf_attr` for `BPF_RAW_TRACEPOINT_OPEN`.
+#[repr(C)]
+#[derive(Default)]
+struct RawTracepointOpen {
+    name: u64,
+    program: u32,
+    padding: u32,
+}
+
 /// `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`.
 #[repr(C)]
 #[derive(Default)]
@@ -79,19 +90,35 @@ fn raw(descriptor: BorrowedFd<'_>) -> u32 {
     u32::try_from(descriptor.as_raw_fd()).unwrap_or(u32::MAX)
 }
 
-/// Loads a relocated program for `uprobe_multi` links. On failure the verifier's words go to `log`.
+/// What starts a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The points of `uprobe_multi` links.
+    UprobeMulti,
+    /// A tracepoint of the kernel.
+    RawTracepoint,
+}
+
+/// Loads a relocated program. On failure the verifier's words go to `log`.
 pub fn load_program(
+    kind: Kind,
     name: &str,
     instructions: &[[u8; 8]],
     license: &CStr,
     log: &mut Vec<u8>,
 ) -> io::Result<OwnedFd> {
     let mut attributes = ProgramLoad {
-        program_type: BPF_PROG_TYPE_KPROBE,
+        program_type: match kind {
+            Kind::UprobeMulti => BPF_PROG_TYPE_KPROBE,
+            Kind::RawTracepoint => BPF_PROG_TYPE_RAW_TRACEPOINT,
+        },
         instruction_count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
         instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        expected_attach_type: match kind {
+            Kind::UprobeMulti => BPF_TRACE_UPROBE_MULTI,
+            Kind::RawTracepoint => 0,
+        },
         ..ProgramLoad::default()
     };
     for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
@@ -111,7 +138,7 @@ pub fn load_program(
     }
 }
 
-/// Arms `offsets` of the file at `path`, each with its cookie, in process `pid`. Needs Linux 6.6.
+/// Arms `offsets` of the file at `path`, each with its cookie, in process `pid` (0: in all). Needs Linux 6.6.
 pub fn link_uprobes(
     program: BorrowedFd<'_>,
     path: &CStr,
@@ -135,6 +162,53 @@ pub fn link_uprobes(
         ..LinkCreate::default()
     };
     bpf(BPF_LINK_CREATE, &mut attributes).map(descriptor)
+}
+
+/// Starts `program` at a tracepoint of the kernel, until the descriptor is dropped.
+pub fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let mut attributes = RawTracepointOpen {
+        name: name.as_ptr() as u64,
+        program: raw(program),
+        ..RawTracepointOpen::default()
+    };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attributes).map(descriptor)
+}
+
+/// Whether a `uprobe_multi` link can be made here, and whether its process filter can be trusted. An error where no program
+/// may be loaded at all.
+///
+/// Asked as libbpf does (`probe_uprobe_multi_link`, tools/lib/bpf/features.c): `/` is no file to put probes in, which a kernel
+/// that knows such links says by EBADF. One with the corrected filter (6.10, 46ba0e49b642) refuses process -1 before it looks
+/// at the path.
+pub fn multi_support() -> io::Result<MultiSupport> {
+    /// `r0 = 0; exit`.
+    const NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let loaded = load_program(Kind::UprobeMulti, "alloctrace", &NOTHING, c"Dual MIT/GPL", &mut Vec::new());
+    let program = match loaded {
+        Ok(program) => program,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Err(error),
+        Err(_) => return Ok(MultiSupport::None),
+    };
+    let answer = |pid| {
+        let link = link_uprobes(program.as_fd(), c"/", &[0], &[0], pid, false);
+        link.err().and_then(|error| error.raw_os_error())
+    };
+    Ok(match (answer(0), answer(u32::MAX)) {
+        (Some(libc::EBADF), Some(libc::EINVAL)) => MultiSupport::ByProcess,
+        (Some(libc::EBADF), _) => MultiSupport::ByThread,
+        _ => MultiSupport::None,
+    })
+}
+
+/// What a kernel makes of `uprobe_multi` links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MultiSupport {
+    /// It does not know them (before 6.6).
+    None,
+    /// It does, but its process filter drops the events of all threads but one (before 6.10).
+    ByThread,
+    /// It does, and filters by process.
+    ByProcess,
 }
 
 /// Puts a program into a program array.

@@ -54,9 +54,15 @@ pub struct Arguments {
     /// Say what is found and done on the way; twice: everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Record also on a kernel that is known to crash
+    #[arg(long)]
+    any_kernel: bool,
     /// Arm points one by one, as on kernels before 6.6
     #[arg(long, hide = true)]
     perf_events: bool,
+    /// Arm points in all processes of an interpreter, as on kernels 6.6 to 6.9
+    #[arg(long, hide = true, conflicts_with = "perf_events")]
+    no_process_filter: bool,
     /// Live blocks that the kernel's table holds; past half of it, blocks are thinned
     #[arg(long, value_name = "N", hide = true)]
     live_blocks: Option<u32>,
@@ -82,8 +88,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let request = Request {
         subject: subject(arguments),
         duration: arguments.duration,
-        mechanism: arguments.perf_events.then_some(Mechanism::Perf),
+        mechanism: mechanism(arguments),
         sizes: sizes(arguments)?,
+        any_kernel: arguments.any_kernel,
         bare: arguments.bench_empty,
     };
     let mut console = Console::new(arguments, path, format);
@@ -135,6 +142,12 @@ fn subject(arguments: &Arguments) -> Subject {
     } else {
         Subject::Command(arguments.command.clone())
     }
+}
+
+/// `None`: the best that the kernel has.
+fn mechanism(arguments: &Arguments) -> Option<Mechanism> {
+    let everywhere = arguments.no_process_filter.then_some(Mechanism::MultiEverywhere);
+    everywhere.or_else(|| arguments.perf_events.then_some(Mechanism::Perf))
 }
 
 fn sizes(arguments: &Arguments) -> anyhow::Result<TableSizes> {

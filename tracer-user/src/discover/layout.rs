@@ -1,10 +1,14 @@
 //! Where CPython keeps what the walk, the resolver and the census read: one row of offsets a minor version.
 //!
-//! Every number is what `offsetof` says over the interpreters' own headers (64-bit, GIL builds, release), and
-//! `tests/interpreters/layout.rs` compiles them again. Offsets are equal on x86_64 and arm64 (both LP64), with one exception that the
-//! field's documentation names. This file must not read memory: it is data and arithmetic only.
+//! Every number is what `offsetof` says over the interpreters' own headers (64-bit, GIL builds, release): `cargo xtask gen-offsets`
+//! writes the rows, and `tests/interpreters/layout.rs` compiles them again. Offsets are equal on x86_64 and arm64 (both LP64), with one
+//! exception that the field's documentation names. From 3.13 on an interpreter publishes most of its offsets itself, and those are taken
+//! (`published.rs`). This file must not read memory: it is data and arithmetic only.
 
+mod published;
 mod rows;
+
+pub use published::PublishedError;
 
 /// Bytes from the start of a structure.
 pub type Offset = u32;
@@ -14,7 +18,7 @@ pub type Offset = u32;
 pub struct InterpreterLayout {
     /// Always 3.
     pub major: u8,
-    /// 8 to 13.
+    /// 8 to 15.
     pub minor: u8,
     /// `_PyRuntime` and the interpreter state.
     pub runtime: RuntimeLayout,
@@ -30,6 +34,8 @@ pub struct InterpreterLayout {
     pub bytes: BytesLayout,
     /// pymalloc's book-keeping.
     pub pools: PoolLayout,
+    /// Where the interpreter itself says most of the above (3.13+).
+    pub published: Option<PublishedPlaces>,
 }
 
 /// `_PyRuntimeState` (Include/internal/pycore_runtime.h; 3.8: pycore_pystate.h) and `PyInterpreterState`.
@@ -38,12 +44,13 @@ pub struct RuntimeLayout {
     /// From `_PyRuntime` to a pointer to a thread state.
     ///
     /// 3.8 to 3.11: `gilstate.tstate_current`, the state of the thread that holds the GIL, null while nobody does.
-    /// 3.12 and 3.13: `_main_interpreter._gil.last_holder`, which stays when the GIL is given up.
+    /// 3.12 and later: `_main_interpreter._gil.last_holder`, which stays when the GIL is given up.
     /// Either way it is the running thread's only if its `thread_id` or `native_thread_id` says so.
     ///
     /// From 3.12 on this crosses the static objects (their number may change with a patch release) and the C
-    /// library's lock types (their size differs on arm64 and musl): the row is that of 3.12.1 and 3.13.0 with glibc on
-    /// x86_64. Prefer [`InterpreterLayout::thread_state_pointer`], which takes the interpreter's address from memory.
+    /// library's lock types (their size differs on arm64 and musl). From 3.13 on it follows from published sizes; the row of 3.12 is
+    /// that of 3.12.1 with glibc on x86_64. Prefer [`InterpreterLayout::thread_state_pointer`], which takes the interpreter's
+    /// address from memory.
     pub thread_state_pointer_offset: Offset,
     /// From `_PyRuntime` to `interpreters.head` (a pointer).
     pub interpreters_head: Offset,
@@ -51,9 +58,6 @@ pub struct RuntimeLayout {
     pub interpreters_main: Offset,
     /// From an interpreter state to `_gil.last_holder` (3.12+).
     pub gil_last_holder: Option<Offset>,
-    /// From `_PyRuntime` to the word that says what `gil_last_holder` is in this very build:
-    /// `debug_offsets.interpreter_state.gil_runtime_state_holder` (3.13).
-    pub gil_last_holder_published: Option<Offset>,
     /// From an interpreter state to the next one (a pointer).
     pub interpreter_next: Offset,
     /// From an interpreter state to its first thread state (a pointer; the others follow by `next`).
@@ -63,7 +67,7 @@ pub struct RuntimeLayout {
 /// Where a thread state keeps its innermost frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameSource {
-    /// `PyThreadState.frame` (to 3.10) or `PyThreadState.current_frame` (3.13): a pointer at this offset.
+    /// `PyThreadState.frame` (to 3.10) or `PyThreadState.current_frame` (3.13+): a pointer at this offset.
     Direct(Offset),
     /// `PyThreadState.cframe->current_frame` (3.11, 3.12).
     Cframe {
@@ -96,14 +100,14 @@ pub enum InstructionKind {
     LastByteOffset,
     /// `int f_lasti`, in units of two bytes (3.10); -1 before the first.
     LastUnit,
-    /// `prev_instr` (3.11, 3.12) or `instr_ptr` (3.13): a pointer into `co_code_adaptive`.
+    /// `prev_instr` (3.11, 3.12) or `instr_ptr` (3.13+): a pointer into `co_code_adaptive`.
     Pointer,
 }
 
 /// A frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameLayout {
-    /// `f_code`, from 3.13 `f_executable` (a pointer; for skipped owners it may point to another type).
+    /// `f_code`, from 3.13 `f_executable` (a pointer; for skipped owners it may point to another type; from 3.14 on bit 0 is a tag).
     pub code: Offset,
     /// `f_back` or `previous` (a pointer).
     pub previous: Offset,
@@ -116,11 +120,12 @@ pub struct FrameLayout {
     /// `owner`, one byte (3.11+).
     pub owner: Option<Offset>,
     /// Owners from this value on are not Python frames: skip the frame and follow `previous`.
-    /// `FRAME_OWNED_BY_CSTACK` is 3 in 3.12 and 3.13 (Include/internal/pycore_frame.h); 3.11 has no such frame.
+    /// 3 in all that have any: `FRAME_OWNED_BY_CSTACK` in 3.12 and 3.13 (Include/internal/pycore_frame.h), from 3.14 on
+    /// `FRAME_OWNED_BY_INTERPRETER`, with one more above it (Include/internal/pycore_interpframe_structs.h). 3.11 has no such frame.
     pub skipped_owner: Option<u8>,
 }
 
-/// Value of `owner` of a generator's or coroutine's frame (`FRAME_OWNED_BY_GENERATOR`, 3.11 to 3.13).
+/// Value of `owner` of a generator's or coroutine's frame (`FRAME_OWNED_BY_GENERATOR`, 3.11 to 3.15).
 pub const OWNED_BY_GENERATOR: u8 = 1;
 
 /// Where a code object keeps its instructions.
@@ -203,7 +208,7 @@ pub enum ArenaSource {
         /// Of `mgmt.arenas` in it.
         arenas: Offset,
     },
-    /// `interp->obmalloc` is a pointer (3.13).
+    /// `interp->obmalloc` is a pointer (3.13+).
     Pointer {
         /// Of the pointer in the interpreter state.
         obmalloc: Offset,
@@ -223,6 +228,44 @@ pub struct PoolLayout {
     pub arenas: ArenaSource,
 }
 
+/// Where the members that we read lie in `_Py_DebugOffsets`, the first member of `_PyRuntime` (3.13+).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the member of that name, in the group that comes first in its name")]
+pub struct PublishedPlaces {
+    pub runtime_size: Offset,
+    pub runtime_interpreters_head: Offset,
+    pub interpreter_size: Offset,
+    pub interpreter_next: Offset,
+    pub interpreter_threads_head: Offset,
+    pub interpreter_gil_last_holder: Offset,
+    pub thread_state_size: Offset,
+    pub thread_state_next: Offset,
+    pub thread_state_interpreter: Offset,
+    pub thread_state_frame: Offset,
+    pub thread_state_thread_id: Offset,
+    pub thread_state_native_thread_id: Offset,
+    pub frame_size: Offset,
+    pub frame_previous: Offset,
+    pub frame_code: Offset,
+    pub frame_instruction: Offset,
+    pub frame_owner: Offset,
+    pub code_size: Offset,
+    pub code_file: Offset,
+    pub code_name: Offset,
+    pub code_qualified_name: Offset,
+    pub code_line_table: Offset,
+    pub code_first_line: Offset,
+    pub code_start: Offset,
+    pub bytes_object_size: Offset,
+    pub bytes_size: Offset,
+    pub bytes_data: Offset,
+    pub string_state: Offset,
+    pub string_length: Offset,
+    pub string_ascii_data: Offset,
+    /// `sizeof(struct _Py_DebugOffsets)`.
+    pub size: Offset,
+}
+
 impl InterpreterLayout {
     /// Address of the pointer to the current thread state, main interpreter (sub-interpreters with a GIL of their own
     /// have another one: walk `interpreters_head` for them).
@@ -233,22 +276,16 @@ impl InterpreterLayout {
         runtime: u64,
         mut read: impl FnMut(u64) -> Option<u64>,
     ) -> Option<u64> {
-        /// An interpreter state has some hundred KiB; more is not an offset into one.
-        const LARGEST: u64 = 1 << 20;
         let Some(holder) = self.runtime.gil_last_holder else {
             return runtime.checked_add(self.runtime.thread_state_pointer_offset.into());
         };
-        let published = self
-            .runtime
-            .gil_last_holder_published
-            .and_then(|offset| read(runtime.checked_add(offset.into())?))
-            .filter(|offset| (1..LARGEST).contains(offset) && offset.is_multiple_of(8));
         let main = read(runtime.checked_add(self.runtime.interpreters_main.into())?)?;
-        if main == 0 { None } else { main.checked_add(published.unwrap_or(holder.into())) }
+        if main == 0 { None } else { main.checked_add(holder.into()) }
     }
 }
 
-/// The row of a version; `None` where there is none (free-threaded builds have none either: do not ask for them).
+/// The row of a version; `None` where there is none (free-threaded builds have none either: do not ask for them). From 3.13 on it is to be
+/// corrected by what the interpreter publishes: [`InterpreterLayout::with_published`].
 pub fn layout(major: u8, minor: u8) -> Option<&'static InterpreterLayout> {
     rows().iter().find(|row| row.major == major && row.minor == minor)
 }

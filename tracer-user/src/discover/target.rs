@@ -3,9 +3,10 @@
 //! It must not know probe points. Everything it reads belongs to somebody else and may change while it is read.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::layout::{InterpreterLayout, layout};
+use super::layout::{InterpreterLayout, PublishedError, layout};
 use super::memory::{Mapping, mappings};
 use crate::plan::FileOffset;
 use crate::plan::elf::Elf;
@@ -36,7 +37,7 @@ pub enum DiscoverError {
     },
     /// No CPython in it.
     #[error(
-        "process {pid} (`{command}`) runs no CPython interpreter: only CPython 3.9 to 3.13 can be traced"
+        "process {pid} (`{command}`) runs no CPython interpreter: only CPython 3.8 to 3.15 can be traced"
     )]
     NotPython {
         /// The process.
@@ -45,7 +46,7 @@ pub enum DiscoverError {
         command: String,
     },
     /// A version that we have no layout for.
-    #[error("process {pid} runs CPython {version}, which is not supported: only 3.9 to 3.13 are")]
+    #[error("process {pid} runs CPython {version}, which is not supported: only 3.8 to 3.15 are")]
     UnsupportedVersion {
         /// The process.
         pid: u32,
@@ -57,6 +58,26 @@ pub enum DiscoverError {
     UnknownVersion {
         /// The file.
         file: PathBuf,
+    },
+    /// Before its release a version's structures change.
+    #[error(
+        "process {pid} runs CPython {version}, a pre-release, which is not supported: its structures are not final"
+    )]
+    PreRelease {
+        /// The process.
+        pid: u32,
+        /// Its version as Python writes it, such as `3.15.0b4`.
+        version: String,
+    },
+    /// What the interpreter says of its structures does not hold together.
+    #[error("cannot use the table of offsets (`_Py_DebugOffsets`) of the CPython {version} in `{file}`")]
+    Published {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        version: Version,
+        /// What is wrong with it.
+        source: PublishedError,
     },
     /// A free-threaded build.
     #[error("process {pid} runs a free-threaded CPython {version}, which is not supported yet")]
@@ -73,7 +94,7 @@ pub enum DiscoverError {
 pub struct Version {
     /// 3.
     pub major: u8,
-    /// 9 to 13.
+    /// 8 to 15.
     pub minor: u8,
     /// Patch level; before 3.11 a file does not say it in a way that can be relied on.
     pub micro: Option<u8>,
@@ -105,7 +126,7 @@ pub struct Interpreter {
     /// Its version.
     pub version: Version,
     /// Where it keeps things.
-    pub layout: &'static InterpreterLayout,
+    pub layout: InterpreterLayout,
     /// Address of `_PyRuntime` in the process.
     pub runtime: u64,
 }
@@ -124,9 +145,6 @@ pub struct Target {
     /// How far below the thread pointer `pthread_self` is there; 0 where it is not known, which is right on x86-64.
     pub thread_self_distance: u32,
 }
-
-/// The oldest minor version whose stacks are walked.
-const OLDEST_MINOR: u8 = 9;
 
 impl Target {
     /// Looks at process `pid` below `proc_root` (`/proc`).
@@ -193,14 +211,23 @@ fn mapped_files(proc_root: &Path, pid: u32, mapped: &[Mapping]) -> Vec<(MappedFi
         if files.iter().any(|(_, first)| first.inode == mapping.inode && first.name == mapping.name) {
             continue;
         }
-        let folder = proc_root.join(pid.to_string());
-        let path = match mapping.name.strip_suffix(" (deleted)") {
-            Some(_) => folder.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end)),
-            None => folder.join("root").join(mapping.name.trim_start_matches('/')),
-        };
+        let path = path_of(&proc_root.join(pid.to_string()), mapping);
         files.push((MappedFile { path, name: mapping.name.clone(), bias: 0 }, mapping.clone()));
     }
     files
+}
+
+/// A path that leads to the mapped file from here. Names in `maps` count from the target's root where that is the root of a mount
+/// namespace, as in a container, and from ours where it is not (`d_path` and `prepend_path` in fs/d_path.c): after a plain `chroot`. The
+/// link in `map_files` leads to the very file in any case, but reading it takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+fn path_of(folder: &Path, mapping: &Mapping) -> PathBuf {
+    let link = folder.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end));
+    if mapping.name.ends_with(" (deleted)") {
+        return link;
+    }
+    let inside = folder.join("root").join(mapping.name.trim_start_matches('/'));
+    let is_it = |path: &Path| path.metadata().is_ok_and(|file| file.ino() == mapping.inode);
+    if is_it(&inside) || !link.exists() { inside } else { link }
 }
 
 /// The files that may hold an interpreter, the likeliest first: libpython, then the executable (the first mapping in most
@@ -238,28 +265,52 @@ fn look_into(pid: u32, file: &MappedFile, mapping: &Mapping) -> Result<Option<In
     };
     let Some(first) = elf.address_of(FileOffset(mapping.offset)) else { return Ok(None) };
     let bias = mapping.start.wrapping_sub(first);
-    let version = version_of(&elf, &bytes)
-        .ok_or_else(|| DiscoverError::UnknownVersion { file: file.name.clone().into() })?;
-    if elf.symbol("_PyGILState_NoGIL").is_some()
-        || file.name.contains(&format!("{}.{}t", version.major, version.minor))
-    {
-        return Err(DiscoverError::FreeThreaded { pid, version });
-    }
-    let layout = layout(version.major, version.minor)
-        .filter(|_| version.minor >= OLDEST_MINOR)
-        .ok_or(DiscoverError::UnsupportedVersion { pid, version })?;
+    let unknown = || DiscoverError::UnknownVersion { file: file.name.clone().into() };
+    let version = match version_word(&elf, &bytes) {
+        Some(word) if !is_released(word) => {
+            return Err(DiscoverError::PreRelease { pid, version: full_version(word) });
+        }
+        Some([_, micro, minor, major]) => Version { major, minor, micro: Some(micro) },
+        None => version_of_folder(&elf).ok_or_else(unknown)?,
+    };
+    let row =
+        layout(version.major, version.minor).ok_or(DiscoverError::UnsupportedVersion { pid, version })?;
+    let table =
+        elf.offset_of(runtime.address).and_then(|offset| bytes.get(usize::try_from(offset.0).ok()?..));
+    let layout = row.with_published(table.unwrap_or_default()).map_err(|source| match source {
+        PublishedError::FreeThreaded => DiscoverError::FreeThreaded { pid, version },
+        source => DiscoverError::Published { file: file.name.clone().into(), version, source },
+    })?;
     let file = MappedFile { bias, ..file.clone() };
     Ok(Some(Interpreter { file, version, layout, runtime: runtime.address.wrapping_add(bias) }))
 }
 
-/// `Py_Version` holds it from 3.11 on (Python/getversion.c). Before, the name of the folder of the standard library does
-/// (`VERSION` in Modules/getpath.c); the full version is spelled out in instructions there.
-fn version_of(elf: &Elf<'_>, bytes: &[u8]) -> Option<Version> {
-    if let Some(symbol) = elf.symbol("Py_Version") {
-        let at = usize::try_from(elf.offset_of(symbol.address)?.0).ok()?;
-        let [_, micro, minor, major] = *bytes.get(at..at.checked_add(4)?)?.first_chunk::<4>()?;
-        return Some(Version { major, minor, micro: Some(micro) });
-    }
+/// `Py_Version` (Python/getversion.c), 3.11 and later: level and serial, micro, minor, major.
+fn version_word(elf: &Elf<'_>, bytes: &[u8]) -> Option<[u8; 4]> {
+    let symbol = elf.symbol("Py_Version")?;
+    let at = usize::try_from(elf.offset_of(symbol.address)?.0).ok()?;
+    bytes.get(at..)?.first_chunk::<4>().copied()
+}
+
+/// `PY_RELEASE_LEVEL_FINAL` is 15 (Include/patchlevel.h).
+fn is_released([level, ..]: [u8; 4]) -> bool {
+    level >> 4 == 15
+}
+
+/// With level and serial, as `PY_VERSION` has it.
+fn full_version([level, micro, minor, major]: [u8; 4]) -> String {
+    let name = match level >> 4 {
+        10 => "a",
+        11 => "b",
+        12 => "rc",
+        _ => "?",
+    };
+    format!("{major}.{minor}.{micro}{name}{}", level & 15)
+}
+
+/// Before 3.11 the name of the folder of the standard library has it (`VERSION` in Modules/getpath.c); the full version is
+/// spelled out in instructions there.
+fn version_of_folder(elf: &Elf<'_>) -> Option<Version> {
     let text = elf.section(".rodata")?;
     text.bytes.split(|byte| *byte == 0).find_map(|string| {
         let version = folder_version(string.strip_prefix(b"lib/").unwrap_or(string))?;
@@ -298,6 +349,41 @@ mod tests {
         let found = old_version(b"\0lib/pythonic\0lib/python2.7\0").map(|version| version.to_string());
         assert_eq!(found.as_deref(), Some("2.7"));
         assert_eq!(old_version(b"python3.6 lib/pytho"), None);
+    }
+
+    /// `PY_VERSION_HEX` as it lies in memory: level and serial first.
+    #[test]
+    fn releases_are_told_from_pre_releases() {
+        let versions = [0x030f_00b4_u32, 0x030e_00a7, 0x030d_00c2, 0x030f_01f0].map(u32::to_le_bytes);
+        assert_eq!(versions.map(is_released), [false, false, false, true]);
+        assert_eq!(versions.map(full_version)[..3], ["3.15.0b4", "3.14.0a7", "3.13.0rc2"]);
+    }
+
+    /// Names in `maps` may be those of another root; the inode tells.
+    #[test]
+    fn a_file_is_where_its_inode_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for part in ["root/usr", "map_files"] {
+            std::fs::create_dir_all(folder.path().join(part)).unwrap();
+        }
+        let (named, link) =
+            (folder.path().join("root/usr/python"), folder.path().join("map_files/1000-2000"));
+        std::fs::write(&named, "another").unwrap();
+        std::fs::write(&link, "the very file").unwrap();
+        let mut mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            readable: true,
+            writable: false,
+            offset: 0,
+            inode: named.metadata().unwrap().ino(),
+            name: "/usr/python".to_owned(),
+        };
+        assert_eq!(path_of(folder.path(), &mapping), named);
+        mapping.inode = link.metadata().unwrap().ino();
+        assert_eq!(path_of(folder.path(), &mapping), link);
+        std::fs::remove_file(&link).unwrap();
+        assert_eq!(path_of(folder.path(), &mapping), named, "without the right to read links");
     }
 
     #[test]

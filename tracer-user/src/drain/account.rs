@@ -43,8 +43,6 @@ pub struct Totals {
     pub failed_reads: u64,
     pub ring_full: u64,
     pub abandoned_calls: u64,
-    pub epoch: u64,
-    pub stale_codes: u64,
 }
 
 const TOTALS: usize = size_of::<tracer_ebpf::tables::Totals>() / 8;
@@ -73,8 +71,6 @@ pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
         failed_reads,
         ring_full,
         abandoned_calls,
-        epoch,
-        stale_codes,
     ] = words;
     Ok(Totals {
         events,
@@ -96,8 +92,6 @@ pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
         failed_reads,
         ring_full,
         abandoned_calls,
-        epoch,
-        stale_codes,
     })
 }
 

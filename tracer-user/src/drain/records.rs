@@ -1,8 +1,8 @@
 //! Decodes the records of the ring buffer. Pure; the bytes come from the kernel half, but their content from the target.
 
 use tracer_ebpf::abi::{
-    CodeRecord, LINE_TABLE_BYTES, LineTableRecord, MAX_FRAMES, ProcessRecord, RawFrame, RawText, StackRecord,
-    record,
+    CodeRecord, LINE_TABLE_BYTES, LineTableRecord, PART_FRAMES, ProcessRecord, RawFrame, RawText,
+    StackRecord, record,
 };
 use zerocopy::FromBytes as _;
 
@@ -11,14 +11,16 @@ use crate::resolve::{CodeDefinition, RawString};
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The stack of an account that was not known.
+    /// A part of the stack of an account that was not known.
     Stack {
         /// Process slot.
         process: u32,
         /// The account.
         account: u32,
-        /// How the walk ended: see [`tracer_ebpf::abi::end`].
+        /// How the walk ended, or that it goes on: see [`tracer_ebpf::abi::end`].
         end: u32,
+        /// Frames in the parts before.
+        offset: u32,
         /// Innermost first.
         frames: Vec<RawFrame>,
     },
@@ -78,11 +80,12 @@ pub fn decode(bytes: &[u8]) -> Event {
 
 fn stack(bytes: &[u8]) -> Option<Event> {
     let (stack, _) = StackRecord::ref_from_prefix(bytes).ok()?;
-    let length = (stack.length as usize).min(MAX_FRAMES);
+    let length = (stack.length as usize).min(PART_FRAMES);
     Some(Event::Stack {
         process: stack.process,
         account: stack.account,
         end: stack.end,
+        offset: stack.offset,
         frames: stack.frames[..length].to_vec(),
     })
 }

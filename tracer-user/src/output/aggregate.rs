@@ -5,7 +5,7 @@
 use std::{cmp::Ordering, collections::HashMap, fmt, str::FromStr};
 
 use super::{OutputError, module::module, text};
-use crate::profile::{Amount, Frame, FrameId, FrameKind, Metric, ProcessIndex, Profile, Sample, Unit};
+use crate::profile::{Amount, Frame, FrameId, FrameKind, Metric, ProcessIndex, Profile, Sample, Stack, Unit};
 
 /// What rows are made of: the words of `--by`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,7 +98,7 @@ pub enum Key<'a> {
     /// No Python frame was running; the text says why.
     NoPython(&'a str),
     /// A stack, innermost first.
-    Stack(&'a [FrameId]),
+    Stack(&'a Stack),
     /// A process.
     Process(ProcessIndex),
     /// A thread of a process.
@@ -166,8 +166,8 @@ fn key<'a>(profile: &'a Profile, sample: &'a Sample, by: By) -> Key<'a> {
 }
 
 /// The innermost Python frame owns the memory; without one, the innermost reason why there is none.
-fn frame_key<'a>(profile: &'a Profile, stack: &[FrameId], by: By) -> Key<'a> {
-    let frames = || stack.iter().filter_map(|id| frame(profile, *id));
+fn frame_key<'a>(profile: &'a Profile, stack: &Stack, by: By) -> Key<'a> {
+    let frames = || stack.iter().filter_map(|id| frame(profile, id));
     let Some(frame) = frames().find(|frame| frame.kind == FrameKind::Python) else {
         let marker = frames().find(|frame| frame.kind == FrameKind::Marker);
         return Key::NoPython(marker.map_or("no Python frame was running", |marker| &marker.function));
@@ -191,23 +191,26 @@ pub fn frame_texts(profile: &Profile) -> Vec<String> {
     profile.frames.iter().map(text::frame).collect()
 }
 
-/// The frames of a stack as text, outermost first.
-pub fn stack_text<'a>(texts: &'a [String], stack: &'a [FrameId]) -> impl Iterator<Item = &'a str> {
-    stack.iter().rev().filter_map(|id| texts.get(id.0 as usize)).map(String::as_str)
+/// The frames of a stack, given innermost first, as text, outermost first.
+pub fn stack_text(texts: &[String], stack: Vec<FrameId>) -> impl Iterator<Item = &str> {
+    stack.into_iter().rev().filter_map(|id| texts.get(id.0 as usize)).map(String::as_str)
 }
 
 impl Key<'_> {
     /// The order of rows of the same size: by name.
     fn compare(&self, other: &Self, profile: &Profile) -> Ordering {
         if let (Key::Stack(one), Key::Stack(other)) = (self, other) {
+            let (one, other) = (one.to_vec(), other.to_vec());
             let names = |stack: &[FrameId], id: usize| {
                 let frame = frame(profile, stack[id])?;
                 Some((frame.file.as_deref().unwrap_or(""), &*frame.function, frame.line))
             };
             let differs = (0..one.len().min(other.len()))
-                .map(|depth| names(one, one.len() - 1 - depth).cmp(&names(other, other.len() - 1 - depth)))
+                .map(|depth| names(&one, one.len() - 1 - depth).cmp(&names(&other, other.len() - 1 - depth)))
                 .find(|order| order.is_ne());
-            return differs.unwrap_or_else(|| one.cmp(other));
+            // A stack comes before those that it is the outer part of; a comparison by ids here would not be transitive with the one
+            // by names above.
+            return differs.unwrap_or_else(|| one.len().cmp(&other.len()).then_with(|| one.cmp(&other)));
         }
         self.name().cmp(&other.name())
     }

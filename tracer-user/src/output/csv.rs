@@ -50,7 +50,8 @@ fn write_row(report: &Report<'_>, texts: &[String], row: &Row<'_>, writer: &mut 
         Key::NoPython(reason) if report.by == By::Line => write!(writer, ",,{}", quoted(reason)),
         Key::NoPython(reason) => write!(writer, ",{}", quoted(reason)),
         Key::Stack(stack) => {
-            let frames: Vec<String> = stack_text(texts, stack).map(|frame| frame.replace(';', ",")).collect();
+            let frames: Vec<String> =
+                stack_text(texts, stack.to_vec()).map(|frame| frame.replace(';', ",")).collect();
             write!(writer, "{}", quoted(&frames.join(";")))
         }
         Key::Process(index) => write!(writer, "{},{}", pid(index.0), command(index.0)),

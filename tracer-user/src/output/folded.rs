@@ -66,7 +66,7 @@ pub(super) fn stacks(
 
 fn line(sample: &Sample, roots: &[String], frames: &[String]) -> String {
     let mut line = roots.get(sample.process.0 as usize).cloned().unwrap_or_default();
-    for frame in sample.stack.iter().rev() {
+    for frame in sample.stack.to_vec().iter().rev() {
         line.push(';');
         line.push_str(frames.get(frame.0 as usize).map_or("", String::as_str));
     }

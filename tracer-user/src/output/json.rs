@@ -121,7 +121,7 @@ fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> J
             By::Module => JsonKey::NoModule { module: None, file: None, function },
             _ => JsonKey::Function { file: None, function },
         },
-        Key::Stack(stack) => JsonKey::Stack { stack: stack_text(texts, stack).collect() },
+        Key::Stack(stack) => JsonKey::Stack { stack: stack_text(texts, stack.to_vec()).collect() },
         Key::Process(index) => {
             let (pid, command) = who(index.0);
             JsonKey::Process { pid, command, process: index.0 }

@@ -89,7 +89,7 @@ fn sampled(profile: &Profile, metric: Metric, unit: Unit) -> SampledProfile {
         let weight = unit.of(metric.of(&sample.values));
         if weight > 0 {
             let root = profile.frames.len() as u32 + sample.process.0;
-            let stack = sample.stack.iter().rev().map(|frame| frame.0);
+            let stack = sample.stack.to_vec().into_iter().rev().map(|frame| frame.0);
             samples.push(std::iter::once(root).chain(stack).collect());
             weights.push(weight);
         }

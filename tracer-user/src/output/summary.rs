@@ -111,7 +111,6 @@ fn losses(losses: &Losses) -> String {
         truncated_stacks,
         failed_reads,
         ring_full,
-        stale_codes,
         missed_probes,
     } = *losses;
     let causes = [
@@ -123,7 +122,6 @@ fn losses(losses: &Losses) -> String {
         (truncated_stacks, "truncated stacks"),
         (failed_reads, "failed reads"),
         (ring_full, "records that found the ring buffer full"),
-        (stale_codes, "code objects that may share names with later ones"),
         (missed_probes, "missed probes"),
     ];
     let list: Vec<String> = causes

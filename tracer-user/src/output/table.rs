@@ -119,16 +119,17 @@ fn cells_of(report: &Report<'_>, texts: &[String], key: &Key<'_>) -> Vec<String>
             By::Function => vec![name(reason), "-".to_owned()],
             _ => vec![format!("- {}", name(reason))],
         },
-        Key::Stack(stack) => vec![stack_cell(texts, stack)],
+        Key::Stack(stack) => vec![stack_cell(texts, stack.to_vec())],
         Key::Process(index) => vec![pid(index.0), command(index.0)],
         Key::Thread(index, thread) => vec![pid(index.0), thread.to_string(), command(index.0)],
     }
 }
 
 /// A frame a line; of a deep stack, the innermost, which tell more.
-fn stack_cell(texts: &[String], stack: &[FrameId]) -> String {
+fn stack_cell(texts: &[String], mut stack: Vec<FrameId>) -> String {
     let hidden = stack.len().saturating_sub(CELL_FRAMES);
-    let mut lines: Vec<String> = stack_text(texts, &stack[..stack.len() - hidden])
+    stack.truncate(CELL_FRAMES);
+    let mut lines: Vec<String> = stack_text(texts, stack)
         .map(|frame| text::shorten(frame, 2 * CELL_CHARACTERS).into_owned())
         .collect();
     if hidden > 0 {

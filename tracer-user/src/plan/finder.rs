@@ -167,7 +167,9 @@ fn search<'data, C: Code<'data>>(range: MappedBytes<'data>, findings: &mut Findi
     let (Some(swept), Some(mut code)) = (sweep::<C>(range), C::new(range)) else { return };
     let Sweep { candidates, ones, targets, is_cut, .. } = swept;
     findings.is_cut |= is_cut;
-    findings.cold_sites.extend(ones.into_iter().filter_map(|store| cold::examine(&mut code, store)));
+    findings
+        .cold_sites
+        .extend(ones.into_iter().filter_map(|store| cold::examine(&mut code, &targets, store)));
     let mut walker = Walker::new(&mut code, &targets);
     for candidate in candidates {
         let mut sites = walker.walk(candidate);

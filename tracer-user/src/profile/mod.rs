@@ -8,6 +8,7 @@ pub mod pprof;
 mod proto;
 mod read;
 mod samples;
+mod stack;
 mod wire;
 
 use indexmap::IndexSet;
@@ -15,6 +16,7 @@ use indexmap::IndexSet;
 pub use self::{
     metric::{Metric, Unit, UnknownName},
     read::{FOREIGN_MODE, ReadError},
+    stack::{Frames, Stack},
 };
 
 /// Bytes and blocks of one metric.
@@ -92,7 +94,7 @@ pub struct Sample {
     /// Which allocator.
     pub domain: Domain,
     /// Innermost frame first; never empty (a marker where no Python frame was running).
-    pub stack: Vec<FrameId>,
+    pub stack: Stack,
     /// What was counted.
     pub values: Values,
 }
@@ -149,8 +151,6 @@ pub struct Losses {
     pub failed_reads: u64,
     /// Records that found the ring buffer full (each is sent again at the stack's next event).
     pub ring_full: u64,
-    /// Code objects that ended when there was no room to keep later code at their addresses apart: names may be wrong.
-    pub stale_codes: u64,
     /// Probes that the kernel skipped (nested hits).
     pub missed_probes: u64,
 }
@@ -214,6 +214,18 @@ impl Profile {
     /// Whether nothing was recorded: no sample holds a byte or a block in any metric.
     pub fn is_empty(&self) -> bool {
         self.samples.iter().all(|sample| sample.values == Values::default())
+    }
+}
+
+impl Values {
+    /// All metrics added, saturating. Peaks add up where they are of one moment, as those of one process are.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            allocated: self.allocated.plus(other.allocated),
+            live: self.live.plus(other.live),
+            peak: self.peak.plus(other.peak),
+            temporary: self.temporary.plus(other.temporary),
+        }
     }
 }
 

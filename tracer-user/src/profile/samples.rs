@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 
 use super::{
-    Domain, Frame, FrameId, FrameKind, Metric, Process, ProcessIndex, Profile, Recording, Sample, Unit,
-    Values, places::Places, pprof::domain_name, proto, read::ReadError, wire::Fields,
+    Domain, Frame, FrameId, FrameKind, Metric, Process, ProcessIndex, Profile, Recording, Sample, Stack,
+    Unit, Values, places::Places, pprof::domain_name, proto, read::ReadError, wire::Fields,
 };
 
 /// Most frames over all stacks.
@@ -22,7 +22,7 @@ struct Key {
     process: ProcessIndex,
     thread: u32,
     domain: Domain,
-    stack: Vec<FrameId>,
+    stack: Stack,
 }
 
 /// Collects samples; those with the same key become one.
@@ -107,7 +107,7 @@ impl<'a> Samples<'a> {
         Ok(values)
     }
 
-    fn stack(&mut self, locations: &[u64]) -> Result<Vec<FrameId>, ReadError> {
+    fn stack(&mut self, locations: &[u64]) -> Result<Stack, ReadError> {
         let mut stack = Vec::with_capacity(locations.len());
         for &id in locations {
             let frames = self.places.expand(id)?;
@@ -120,7 +120,7 @@ impl<'a> Samples<'a> {
         if stack.is_empty() {
             stack.push(self.no_frame());
         }
-        Ok(stack)
+        Ok(stack.into_iter().collect())
     }
 
     /// A stack is never empty; this stands in one that was.

@@ -77,7 +77,7 @@ impl ResolveCounts {
 #[derive(Debug)]
 pub struct Resolver {
     limits: Limits,
-    layouts: FxHashMap<ProcessIndex, &'static InterpreterLayout>,
+    layouts: FxHashMap<ProcessIndex, InterpreterLayout>,
     codes: FxHashMap<CodeKey, Code>,
     names: IndexSet<Box<str>, FxBuildHasher>,
     tables: IndexSet<Box<[u8]>, FxBuildHasher>,
@@ -131,7 +131,7 @@ impl Resolver {
     }
 
     /// Says which interpreter a process runs; to be called before its definitions arrive.
-    pub fn add_process(&mut self, process: ProcessIndex, layout: &'static InterpreterLayout) {
+    pub fn add_process(&mut self, process: ProcessIndex, layout: InterpreterLayout) {
         self.layouts.insert(process, layout);
     }
 
@@ -151,8 +151,8 @@ impl Resolver {
         }
         let CodeDefinition { name, qualified_name, file, first_line, first_traceable, .. } = definition;
         let kept = Code {
-            function: self.keep_name(qualified_name.as_ref().unwrap_or(name), layout),
-            file: self.keep_name(file, layout),
+            function: self.keep_name(qualified_name.as_ref().unwrap_or(name), &layout),
+            file: self.keep_name(file, &layout),
             first_line: *first_line,
             first_traceable: *first_traceable,
             table: self.keep_table(definition),
@@ -164,7 +164,7 @@ impl Resolver {
     pub fn resolve(&mut self, process: ProcessIndex, stack: &[RawFrame]) -> Vec<FrameId> {
         let layout = self.layouts.get(&process).copied();
         let mut resolved: Vec<FrameId> =
-            stack.iter().filter_map(|frame| self.resolve_frame(process, layout?, *frame)).collect();
+            stack.iter().filter_map(|frame| self.resolve_frame(process, layout.as_ref()?, *frame)).collect();
         if resolved.is_empty() {
             let reason = if layout.is_some() { "no Python frame" } else { "interpreter not known" };
             resolved.push(self.marker(reason));
@@ -202,7 +202,7 @@ impl Resolver {
     fn resolve_frame(
         &mut self,
         process: ProcessIndex,
-        layout: &'static InterpreterLayout,
+        layout: &InterpreterLayout,
         raw: RawFrame,
     ) -> Option<FrameId> {
         let RawFrame { code, instruction, fingerprint } = raw;

@@ -84,13 +84,13 @@ impl<'a> Reader<'a> {
         let memory = ProcessMemory::open(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
         let mapped = mappings(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
         let Interpreter { layout, runtime, .. } = target.interpreter;
-        let tables = find_arenas(&memory, &mapped, layout, runtime).ok();
+        let tables = find_arenas(&memory, &mapped, &layout, runtime).ok();
         Ok(Self { target, memory, tables })
     }
 
     fn count(&self) -> Result<u64, String> {
         let mapped = mappings(Path::new(PROC), self.target.pid).map_err(|error| error.to_string())?;
-        let layout = self.target.interpreter.layout;
+        let layout = &self.target.interpreter.layout;
         let census = match &self.tables {
             Some(tables) => blocks_in_use(&self.memory, &mapped, layout, tables),
             None => scan_blocks_in_use(&self.memory, &mapped, layout),

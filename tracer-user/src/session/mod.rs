@@ -39,6 +39,8 @@ pub struct Request {
     pub mechanism: Option<Mechanism>,
     /// Sizes of the kernel's tables.
     pub sizes: TableSizes,
+    /// Go on where the kernel is known to crash.
+    pub any_kernel: bool,
     /// For benches: start programs that do nothing.
     pub bare: bool,
 }

@@ -5,39 +5,54 @@ use tracer_ebpf::abi::{PROCESSES, end};
 
 use crate::attach::Kernel;
 use crate::drain::{AccountRow, Event, Totals, decode, read_accounts, read_totals};
-use crate::profile::{Domain, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Values};
-use crate::resolve::{Limits, Resolver};
+use crate::profile::{Domain, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack};
+use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
 use crate::session::target::Traced;
 
 /// Line tables that may wait for their code object at one time.
 const MAX_PENDING_TABLES: usize = 4096;
 
+/// Stacks that may wait for their next part at one time: as many threads as can be in their traps.
+const MAX_PENDING_PARTS: usize = 4096;
+
 /// A code object's identity: process slot, address, fingerprint.
 type CodeKey = (u32, u64, u32);
 
-/// What makes a sample: process, thread, domain, stack.
-type SampleKey = (ProcessIndex, u32, Domain, Box<[FrameId]>);
+/// Most bytes of packed stacks: 100,000 of 128 frames at 1.3 bytes each. Past it they lose their outer frames, so that the
+/// tracer stays under 60 MB whatever the target does.
+const MAX_STACK_BYTES: usize = 16 << 20;
+
+/// Frames that are kept of a stack past [`MAX_STACK_BYTES`].
+const KEPT_FRAMES: usize = 16;
 
 /// Everything received so far.
 #[derive(Debug)]
 pub struct Recorder {
+    accounts: usize,
     resolver: Resolver,
-    stacks: FxHashMap<u32, Box<[FrameId]>>,
+    /// By account; empty where none has come.
+    stacks: Vec<Stack>,
+    stack_bytes: usize,
     tables: FxHashMap<CodeKey, Vec<u8>>,
+    /// By account: the parts of stacks whose last part has not come.
+    parts: FxHashMap<u32, Vec<RawFrame>>,
     processes: Vec<(u16, Process)>,
     truncated_stacks: u64,
     unknown_records: u64,
 }
 
 impl Recorder {
-    /// Nothing received yet.
+    /// Nothing received yet. `accounts`: how many the kernel half has room for.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(accounts: u32) -> Self {
         Self {
+            accounts: accounts as usize,
             resolver: Resolver::new(Limits::default()),
-            stacks: FxHashMap::default(),
+            stacks: Vec::new(),
+            stack_bytes: 0,
             tables: FxHashMap::default(),
+            parts: FxHashMap::default(),
             processes: Vec::new(),
             truncated_stacks: 0,
             unknown_records: 0,
@@ -47,7 +62,7 @@ impl Recorder {
     /// Adds a process; before its first record arrives.
     pub fn add_process(&mut self, traced: &Traced) {
         let index = ProcessIndex(self.processes.len() as u32);
-        self.resolver.add_process(index, traced.layout());
+        self.resolver.add_process(index, *traced.layout());
         let process = Process {
             pid: traced.target.pid,
             command: traced.target.command.clone(),
@@ -64,7 +79,11 @@ impl Recorder {
     /// Takes one record; gives back what concerns whole processes.
     pub fn take(&mut self, record: &[u8]) -> Option<u32> {
         match decode(record) {
-            Event::Stack { process, account, end, frames } => self.take_stack(process, account, end, &frames),
+            Event::Stack { process, account, end, offset, frames } => {
+                if let Some(frames) = self.whole_stack(account, end, offset, frames) {
+                    self.take_stack(process, account, end, &frames);
+                }
+            }
             Event::LineTable { process, code, fingerprint, offset, bytes } => {
                 self.take_line_table((process, code, fingerprint), offset, &bytes);
             }
@@ -82,7 +101,33 @@ impl Recorder {
         None
     }
 
-    fn take_stack(&mut self, process: u32, account: u32, ending: u32, frames: &[crate::resolve::RawFrame]) {
+    /// All frames, once the last part has come. A part is missing only where the ring was full; all are sent again then.
+    fn whole_stack(
+        &mut self,
+        account: u32,
+        ending: u32,
+        offset: u32,
+        mut frames: Vec<RawFrame>,
+    ) -> Option<Vec<RawFrame>> {
+        if offset != 0 {
+            let mut before = self.parts.remove(&account)?;
+            if before.len() != offset as usize {
+                return None;
+            }
+            before.append(&mut frames);
+            frames = before;
+        }
+        if ending != end::CONTINUES {
+            return Some(frames);
+        }
+        if self.parts.len() >= MAX_PENDING_PARTS {
+            self.parts.clear();
+        }
+        self.parts.insert(account, frames);
+        None
+    }
+
+    fn take_stack(&mut self, process: u32, account: u32, ending: u32, frames: &[RawFrame]) {
         let Some(index) = self.index_of(process) else { return };
         let mut stack = match ending {
             end::COMPLETE | end::TRUNCATED | end::FAILED_READ if !frames.is_empty() => {
@@ -99,7 +144,26 @@ impl Recorder {
         if stack.is_empty() {
             stack.push(self.resolver.marker("no Python function was running"));
         }
-        self.stacks.insert(account, stack.into_boxed_slice());
+        self.keep_stack(account, stack);
+    }
+
+    /// A second stack of the same account was sent again; it says the same.
+    fn keep_stack(&mut self, account: u32, mut frames: Vec<FrameId>) {
+        if self.stack_bytes > MAX_STACK_BYTES && frames.len() > KEPT_FRAMES {
+            self.truncated_stacks += 1;
+            frames.truncate(KEPT_FRAMES);
+            frames.push(self.resolver.marker("outer frames left out (the tracer's memory is full)"));
+        }
+        let account = account as usize;
+        if account >= self.accounts {
+            return;
+        }
+        if account >= self.stacks.len() {
+            self.stacks.resize(account + 1, Stack::default());
+        }
+        let stack: Stack = frames.into_iter().collect();
+        let before = std::mem::replace(&mut self.stacks[account], stack);
+        self.stack_bytes = self.stack_bytes + self.stacks[account].bytes() - before.bytes();
     }
 
     /// Pieces come in order, from one CPU; a gap means that one was lost, and the table stays short of its length.
@@ -127,12 +191,12 @@ impl Recorder {
         for (slot, _) in &self.processes {
             totals.insert(u32::from(*slot), read_totals(kernel, *slot)?);
         }
-        let mut sums = FxHashMap::default();
+        let mut samples = Vec::new();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
-        read_accounts(kernel, peak_at, |row| self.add(&mut sums, row))?;
-        let samples = samples(sums);
+        read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
+        merge(&mut samples);
         let counts = self.resolver.counts();
-        tracing::debug!(?counts, "resolved");
+        tracing::debug!(?counts, ?totals, "resolved");
         recording.losses = losses(totals.values());
         recording.losses.unresolved_frames = counts.unresolved();
         recording.losses.truncated_stacks = self.truncated_stacks;
@@ -146,39 +210,36 @@ impl Recorder {
         })
     }
 
-    /// Adds an account to the sample of its *resolved* stack: several raw stacks may resolve to one.
-    fn add(&mut self, sums: &mut FxHashMap<SampleKey, Values>, row: AccountRow) {
-        let Some(process) = self.index_of(row.process) else { return };
-        let stack = self.stacks.remove(&row.account).unwrap_or_else(|| {
+    /// The sample of an account.
+    fn sample(&mut self, row: AccountRow) -> Option<Sample> {
+        let process = self.index_of(row.process)?;
+        let mut stack = self.stacks.get_mut(row.account as usize).map(std::mem::take).unwrap_or_default();
+        if stack.is_empty() {
             let text = if row.account < PROCESSES {
                 "other stacks (the stack table is full)"
             } else {
                 "stack not received (the ring buffer was full)"
             };
-            Box::new([self.resolver.marker(text)])
-        });
-        let sum = sums.entry((process, row.thread, row.domain, stack)).or_default();
-        sum.allocated = sum.allocated.plus(row.values.allocated);
-        sum.live = sum.live.plus(row.values.live);
-        sum.peak = sum.peak.plus(row.values.peak);
-        sum.temporary = sum.temporary.plus(row.values.temporary);
+            stack = std::iter::once(self.resolver.marker(text)).collect();
+        }
+        Some(Sample { process, thread: row.thread, domain: row.domain, stack, values: row.values })
     }
 }
 
-/// The samples in an order that does not depend on hashes.
-fn samples(sums: FxHashMap<SampleKey, Values>) -> Vec<Sample> {
-    let samples = sums.into_iter().map(|((process, thread, domain, stack), values)| Sample {
-        process,
-        thread,
-        domain,
-        stack: stack.into_vec(),
-        values,
+/// Puts samples into an order that does not depend on accounts, and makes one of those whose *resolved* stacks are the same.
+/// In place: a map of them would double what the tracer weighs at its end.
+fn merge(samples: &mut Vec<Sample>) {
+    fn key(sample: &Sample) -> (ProcessIndex, u32, Domain, &Stack) {
+        (sample.process, sample.thread, sample.domain, &sample.stack)
+    }
+    samples.sort_unstable_by(|one, other| key(one).cmp(&key(other)));
+    samples.dedup_by(|later, kept| {
+        let same = key(later) == key(kept);
+        if same {
+            kept.values = kept.values.plus(later.values);
+        }
+        same
     });
-    let mut samples: Vec<Sample> = samples.collect();
-    samples.sort_by(|a, b| {
-        (a.process, a.thread, a.domain, &a.stack).cmp(&(b.process, b.thread, b.domain, &b.stack))
-    });
-    samples
 }
 
 /// What stands at the outer end of a stack that is not whole, or in place of one that is not there.
@@ -205,7 +266,6 @@ pub fn losses<'a>(totals: impl Iterator<Item = &'a Totals>) -> Losses {
         sum.thinned += totals.thinned;
         sum.failed_reads += totals.failed_reads;
         sum.ring_full += totals.ring_full;
-        sum.stale_codes += totals.stale_codes;
     }
     sum
 }

@@ -13,6 +13,7 @@ use super::coverage::{NOTHING_YET, Sight, Tally, look};
 use super::recorder::{Recorder, losses};
 use super::target::Traced;
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
+use crate::attach::known_kernels::{Verdict, verdict};
 use crate::attach::{AttachError, Kernel, Mechanism, Readiness};
 use crate::discover::{DiscoverError, Target};
 use crate::drain::read_totals;
@@ -33,7 +34,7 @@ pub trait Observer {
 
 /// Records. Everything is disarmed when this returns, or is dropped.
 pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<Recorded, SessionError> {
-    let mut session = Session::load(request)?;
+    let mut session = Session::load(request, observer)?;
     match &request.subject {
         Subject::Processes(pids) => session.attach_to(pids, observer).await,
         Subject::Command(command) => session.run_command(command, observer).await,
@@ -71,11 +72,16 @@ enum Wake {
 }
 
 impl<'a> Session<'a> {
-    fn load(request: &'a Request) -> Result<Self, SessionError> {
-        let mut kernel = Kernel::load(request.sizes, request.mechanism.unwrap_or(Mechanism::Multi))?;
+    fn load(request: &'a Request, observer: &mut impl Observer) -> Result<Self, SessionError> {
+        check_kernel(request, observer)?;
+        let mechanism = match request.mechanism {
+            Some(mechanism) => mechanism,
+            None => best_mechanism(observer)?,
+        };
+        let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
         let (ring, readiness) = kernel.take_ring()?;
-        let recorder = Recorder::new();
+        let recorder = Recorder::new(request.sizes.accounts);
         Ok(Self {
             request,
             kernel,
@@ -301,7 +307,7 @@ impl<'a> Session<'a> {
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,
         };
-        let recorder = std::mem::replace(&mut self.recorder, Recorder::new());
+        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0));
         recorder.into_profile(&self.kernel, recording).map(Some)
     }
 
@@ -318,6 +324,32 @@ impl<'a> Session<'a> {
         }
         sum.coverage()
     }
+}
+
+/// Refuses kernels that are known to fail, unless asked not to.
+fn check_kernel(request: &Request, observer: &mut impl Observer) -> Result<(), SessionError> {
+    // Without it nothing is known, and nothing is refused.
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim_end();
+    match verdict(release) {
+        Verdict::Fine => {}
+        Verdict::Refused(reason) if !request.any_kernel => {
+            return Err(AttachError::BadKernel { release: release.to_owned(), reason }.into());
+        }
+        Verdict::Warned(reason) | Verdict::Refused(reason) => {
+            observer.note(&format!("beware of the kernel {release}: {reason}"));
+        }
+    }
+    Ok(())
+}
+
+/// The best that this kernel has; a word about it where it is not the usual one.
+fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionError> {
+    let mechanism = Mechanism::best()?;
+    if let Some(note) = mechanism.note() {
+        observer.note(note);
+    }
+    Ok(mechanism)
 }
 
 /// Asks for a processor before others: a tracer that waits too long for one finds its ring buffer full. After a command has
@@ -343,7 +375,6 @@ fn sum_of(losses: &Losses) -> u64 {
         truncated_stacks,
         failed_reads,
         ring_full,
-        stale_codes,
         missed_probes,
     } = *losses;
     live_table_full
@@ -353,7 +384,6 @@ fn sum_of(losses: &Losses) -> u64 {
         + truncated_stacks
         + failed_reads
         + ring_full
-        + stale_codes
         + missed_probes
 }
 

@@ -92,8 +92,8 @@ impl Traced {
     }
 
     /// Where the interpreter keeps things.
-    pub fn layout(&self) -> &'static InterpreterLayout {
-        self.target.interpreter.layout
+    pub fn layout(&self) -> &InterpreterLayout {
+        &self.target.interpreter.layout
     }
 }
 

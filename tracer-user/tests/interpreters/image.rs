@@ -82,8 +82,8 @@ impl Image {
     }
 
     /// What the kernel half would be told about the process that was recorded.
-    pub fn layout(&self) -> Result<(Layout, &'static InterpreterLayout)> {
-        let row = layout(3, self.minor).context("no such version")?;
+    pub fn layout(&self) -> Result<(Layout, InterpreterLayout)> {
+        let row = *layout(3, self.minor).context("no such version")?;
         let file = MappedFile { path: PathBuf::new(), name: String::new(), bias: 0 };
         let version = Version { major: 3, minor: self.minor, micro: None };
         let interpreter = Interpreter { file, version, layout: row, runtime: 0 };
@@ -103,7 +103,7 @@ impl Image {
         let mut seen = Seen::default();
         let start = innermost(memory, &layout, state.unwrap_or_default());
         let end = walk(memory, &layout, start, &mut seen);
-        let walked: Vec<_> = seen.0.iter().map(|frame| (frame.code, last_instruction(row, frame))).collect();
+        let walked: Vec<_> = seen.0.iter().map(|frame| (frame.code, last_instruction(&row, frame))).collect();
         ensure!(end == end::COMPLETE, "ended with {end} after {walked:x?}");
         ensure!(walked == self.frames, "walked {walked:x?}\nreported {:x?}", self.frames);
         ensure!(walked.len() > 20, "too few frames");
@@ -127,7 +127,9 @@ struct Seen(Vec<Visited>);
 
 impl Visitor for Seen {
     fn visit(&mut self, frame: Visited) -> std::ops::ControlFlow<()> {
-        self.0.push(frame);
+        if frame.is_python != 0 {
+            self.0.push(frame);
+        }
         std::ops::ControlFlow::Continue(())
     }
 }

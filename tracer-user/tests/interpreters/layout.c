@@ -1,4 +1,5 @@
-/* Prints the offsets of the layout table as the compiler sees them in an interpreter's own headers. */
+/* Prints the offsets of the layout table as the compiler sees them in an interpreter's own headers.
+   `cargo xtask gen-offsets` makes the table of it, and the tests compare. */
 #define Py_BUILD_CORE 1
 #include <Python.h>
 #include <stddef.h>
@@ -16,6 +17,7 @@
 #endif
 
 #define SHOW(name, type, field) printf("%s %zu\n", name, offsetof(type, field))
+#define PUBLISHED(name, member) SHOW("published." name, struct _Py_DebugOffsets, member)
 #define SHOW_BITS(name, field)                 \
     do {                                       \
         PyASCIIObject object;                  \
@@ -62,11 +64,9 @@ int main(void) {
     SHOW("frame.code", _PyInterpreterFrame, f_code);
     SHOW("frame.instruction", _PyInterpreterFrame, prev_instr);
 #endif
-#if PY_VERSION_HEX >= 0x030c0000
-#if PY_VERSION_HEX >= 0x030d0000
-    SHOW("runtime.gil_last_holder_published", _PyRuntimeState,
-         debug_offsets.interpreter_state.gil_runtime_state_holder);
-#endif
+#if PY_VERSION_HEX >= 0x030e0000
+    printf("frame.skipped_owner %d\n", FRAME_OWNED_BY_INTERPRETER);
+#elif PY_VERSION_HEX >= 0x030c0000
     printf("frame.skipped_owner %d\n", FRAME_OWNED_BY_CSTACK);
 #endif
 
@@ -105,6 +105,39 @@ int main(void) {
     printf("pools.arena_size %d\npools.pool_size %d\n", (int)ARENA_SIZE, (int)POOL_SIZE);
 #else
     SHOW("runtime.thread_state_pointer", _PyRuntimeState, gilstate.tstate_current);
+#endif
+#if PY_VERSION_HEX >= 0x030d0000
+    PUBLISHED("runtime_size", runtime_state.size);
+    PUBLISHED("runtime_interpreters_head", runtime_state.interpreters_head);
+    PUBLISHED("interpreter_size", interpreter_state.size);
+    PUBLISHED("interpreter_next", interpreter_state.next);
+    PUBLISHED("interpreter_threads_head", interpreter_state.threads_head);
+    PUBLISHED("interpreter_gil_last_holder", interpreter_state.gil_runtime_state_holder);
+    PUBLISHED("thread_state_size", thread_state.size);
+    PUBLISHED("thread_state_next", thread_state.next);
+    PUBLISHED("thread_state_interpreter", thread_state.interp);
+    PUBLISHED("thread_state_frame", thread_state.current_frame);
+    PUBLISHED("thread_state_thread_id", thread_state.thread_id);
+    PUBLISHED("thread_state_native_thread_id", thread_state.native_thread_id);
+    PUBLISHED("frame_size", interpreter_frame.size);
+    PUBLISHED("frame_previous", interpreter_frame.previous);
+    PUBLISHED("frame_code", interpreter_frame.executable);
+    PUBLISHED("frame_instruction", interpreter_frame.instr_ptr);
+    PUBLISHED("frame_owner", interpreter_frame.owner);
+    PUBLISHED("code_size", code_object.size);
+    PUBLISHED("code_file", code_object.filename);
+    PUBLISHED("code_name", code_object.name);
+    PUBLISHED("code_qualified_name", code_object.qualname);
+    PUBLISHED("code_line_table", code_object.linetable);
+    PUBLISHED("code_first_line", code_object.firstlineno);
+    PUBLISHED("code_start", code_object.co_code_adaptive);
+    PUBLISHED("bytes_object_size", bytes_object.size);
+    PUBLISHED("bytes_size", bytes_object.ob_size);
+    PUBLISHED("bytes_data", bytes_object.ob_sval);
+    PUBLISHED("string_state", unicode_object.state);
+    PUBLISHED("string_length", unicode_object.length);
+    PUBLISHED("string_ascii_data", unicode_object.asciiobject_size);
+    printf("published.size %zu\n", sizeof(struct _Py_DebugOffsets));
 #endif
     return 0;
 }

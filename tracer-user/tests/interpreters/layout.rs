@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use alloctrace::discover::layout::{
-    ArenaSource, FrameSource, InstructionStore, InterpreterLayout, StringLayout,
+    ArenaSource, FrameSource, InstructionStore, InterpreterLayout, PublishedPlaces, StringLayout,
 };
 use anyhow::{Context as _, Result, ensure};
 
@@ -13,22 +13,19 @@ type Offsets = BTreeMap<String, u32>;
 
 pub fn check(interpreter: &Interpreter) -> Result<()> {
     let compiled = compiled(interpreter)?;
-    let expected = expected(interpreter.layout);
+    let expected = expected(&interpreter.layout);
     ensure!(compiled == expected, "compiled {compiled:#?}\ntable {expected:#?}");
     Ok(())
 }
 
 fn compiled(interpreter: &Interpreter) -> Result<Offsets> {
-    let include = interpreter.headers.as_deref().context("no headers")?;
+    let headers = interpreter.headers.as_deref().context("no headers")?;
     let folder = tempfile::tempdir()?;
     let binary = folder.path().join("layout");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interpreters/layout.c");
     let status = Command::new("gcc")
         .arg("-w")
-        .arg("-I")
-        .arg(include)
-        .arg("-I")
-        .arg(include.join("internal"))
+        .args(headers.iter().map(|folder| format!("-I{}", folder.display())))
         .arg(source)
         .arg("-o")
         .arg(&binary)
@@ -70,10 +67,10 @@ fn expected(layout: &InterpreterLayout) -> Offsets {
         ("code.qualified_name", code.qualified_name),
         ("code.first_traceable", code.first_traceable),
         ("runtime.gil_last_holder", runtime.gil_last_holder),
-        ("runtime.gil_last_holder_published", runtime.gil_last_holder_published),
     ];
     let optional = optional.into_iter().filter_map(|(name, offset)| Some((name, offset?)));
     let all = fixed.into_iter().chain(optional).chain(string_offsets(string)).chain(variants(layout));
+    let all = all.chain(layout.published.map(published_places).into_iter().flatten());
     all.map(|(name, offset)| (name.to_owned(), offset)).collect()
 }
 
@@ -87,6 +84,42 @@ fn string_offsets(string: StringLayout) -> [(&'static str, u32); 7] {
         ("state.kind", 0b111 << state_bits.kind_shift),
         ("state.compact", 1 << state_bits.compact),
         ("state.ascii", 1 << state_bits.ascii),
+    ]
+}
+
+fn published_places(places: PublishedPlaces) -> [(&'static str, u32); 31] {
+    [
+        ("published.runtime_size", places.runtime_size),
+        ("published.runtime_interpreters_head", places.runtime_interpreters_head),
+        ("published.interpreter_size", places.interpreter_size),
+        ("published.interpreter_next", places.interpreter_next),
+        ("published.interpreter_threads_head", places.interpreter_threads_head),
+        ("published.interpreter_gil_last_holder", places.interpreter_gil_last_holder),
+        ("published.thread_state_size", places.thread_state_size),
+        ("published.thread_state_next", places.thread_state_next),
+        ("published.thread_state_interpreter", places.thread_state_interpreter),
+        ("published.thread_state_frame", places.thread_state_frame),
+        ("published.thread_state_thread_id", places.thread_state_thread_id),
+        ("published.thread_state_native_thread_id", places.thread_state_native_thread_id),
+        ("published.frame_size", places.frame_size),
+        ("published.frame_previous", places.frame_previous),
+        ("published.frame_code", places.frame_code),
+        ("published.frame_instruction", places.frame_instruction),
+        ("published.frame_owner", places.frame_owner),
+        ("published.code_size", places.code_size),
+        ("published.code_file", places.code_file),
+        ("published.code_name", places.code_name),
+        ("published.code_qualified_name", places.code_qualified_name),
+        ("published.code_line_table", places.code_line_table),
+        ("published.code_first_line", places.code_first_line),
+        ("published.code_start", places.code_start),
+        ("published.bytes_object_size", places.bytes_object_size),
+        ("published.bytes_size", places.bytes_size),
+        ("published.bytes_data", places.bytes_data),
+        ("published.string_state", places.string_state),
+        ("published.string_length", places.string_length),
+        ("published.string_ascii_data", places.string_ascii_data),
+        ("published.size", places.size),
     ]
 }
 

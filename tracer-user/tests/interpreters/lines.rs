@@ -49,8 +49,8 @@ pub fn check(interpreter: &Interpreter) -> Result<()> {
     let (mut codes, mut instructions) = (0, 0);
     for line in output.lines() {
         let oracle: OracleCode = serde_json::from_str(&line?)?;
-        check_names(&oracle, interpreter.layout)?;
-        instructions += check_lines(&oracle, interpreter.layout)?;
+        check_names(&oracle, &interpreter.layout)?;
+        instructions += check_lines(&oracle, &interpreter.layout)?;
         codes += 1;
     }
     ensure!(child.wait()?.success(), "the oracle failed");
@@ -87,7 +87,7 @@ fn raw_instruction(unit: u32, layout: &InterpreterLayout) -> u32 {
     }
 }
 
-fn check_names(oracle: &OracleCode, layout: &'static InterpreterLayout) -> Result<()> {
+fn check_names(oracle: &OracleCode, layout: &InterpreterLayout) -> Result<()> {
     let definition = CodeDefinition {
         name: oracle.name.raw()?,
         qualified_name: oracle.qualified_name.as_ref().map(OracleString::raw).transpose()?,
@@ -99,7 +99,7 @@ fn check_names(oracle: &OracleCode, layout: &'static InterpreterLayout) -> Resul
     };
     let process = ProcessIndex(0);
     let mut resolver = Resolver::new(Limits::default());
-    resolver.add_process(process, layout);
+    resolver.add_process(process, *layout);
     resolver.define(process, 1, 2, &definition);
     let raw = RawFrame { code: 1, instruction: raw_instruction(0, layout), fingerprint: 2 };
     let ids = resolver.resolve(process, &[raw]);

@@ -31,10 +31,10 @@ pub fn check_running(interpreter: &Interpreter) -> Result<()> {
     let mut target = Target::start(interpreter, "churn.py", &[], Stdio::inherit())?;
     target.line()?;
     let (memory, runtime) = (target.memory()?, target.symbol("_PyRuntime")?);
-    let find = || find_arenas(&memory, &target.mappings()?, interpreter.layout, runtime).context("find");
+    let find = || find_arenas(&memory, &target.mappings()?, &interpreter.layout, runtime).context("find");
     let variables = (0..10).find_map(|_| find().ok()).context("no table in ten tries")?;
     for _ in 0..100 {
-        let census = blocks_in_use(&memory, &target.mappings()?, interpreter.layout, &variables)?;
+        let census = blocks_in_use(&memory, &target.mappings()?, &interpreter.layout, &variables)?;
         let is_quiet = census.invalid_pools + census.lost_arenas == 0;
         ensure!(!is_quiet || (5_000..300_000).contains(&census.blocks()), "{census:#?}");
     }
@@ -52,9 +52,9 @@ pub fn check_subinterpreters(interpreter: &Interpreter) -> Result<()> {
     target.line()?;
     wait_until_still(&target)?;
     let (memory, mappings, runtime) = (target.memory()?, target.mappings()?, target.symbol("_PyRuntime")?);
-    let variables = find_arenas(&memory, &mappings, interpreter.layout, runtime)?;
-    let census = blocks_in_use(&memory, &mappings, interpreter.layout, &variables)?;
-    let scan = scan_blocks_in_use(&memory, &mappings, interpreter.layout)?;
+    let variables = find_arenas(&memory, &mappings, &interpreter.layout, runtime)?;
+    let census = blocks_in_use(&memory, &mappings, &interpreter.layout, &variables)?;
+    let scan = scan_blocks_in_use(&memory, &mappings, &interpreter.layout)?;
     ensure!(variables.0.len() == 3 && census.blocks() > 40_000, "{variables:x?} {census:#?}");
     ensure!(scan.classes == census.classes, "scanned {scan:#?}\nread {census:#?}");
     Ok(())
@@ -70,18 +70,18 @@ fn check(interpreter: &Interpreter, megabytes: &str) -> Result<()> {
 
     let mappings = target.mappings()?;
     let start = Instant::now();
-    let variables = find_arenas(&memory, &mappings, interpreter.layout, runtime)?;
+    let variables = find_arenas(&memory, &mappings, &interpreter.layout, runtime)?;
     let found = start.elapsed();
     let start = Instant::now();
-    let census = blocks_in_use(&memory, &mappings, interpreter.layout, &variables)?;
+    let census = blocks_in_use(&memory, &mappings, &interpreter.layout, &variables)?;
     let counted = start.elapsed();
     // As if nothing were known but `_PyRuntime`: the way to 3.11, and where a patch release moved a member.
-    let mut unknown = *interpreter.layout;
+    let mut unknown = interpreter.layout;
     unknown.pools.arenas = ArenaSource::Static;
     let searched = find_arenas(&memory, &mappings, &unknown, runtime)?;
     let by_search = blocks_in_use(&memory, &mappings, &unknown, &searched)?;
     let start = Instant::now();
-    let scan = scan_blocks_in_use(&memory, &mappings, interpreter.layout)?;
+    let scan = scan_blocks_in_use(&memory, &mappings, &interpreter.layout)?;
     let scanned = start.elapsed();
 
     let stderr = target.child.stderr.take().context("no stderr")?;

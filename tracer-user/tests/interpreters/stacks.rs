@@ -47,7 +47,7 @@ pub fn check(interpreter: &Interpreter) -> Result<()> {
 
 struct Walker {
     memory: ProcessMemory,
-    layout: &'static InterpreterLayout,
+    layout: InterpreterLayout,
 }
 
 impl Walker {

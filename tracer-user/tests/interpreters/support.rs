@@ -10,7 +10,8 @@ use std::{
 };
 
 use alloctrace::discover::{
-    layout::{InterpreterLayout, layout},
+    self,
+    layout::InterpreterLayout,
     memory::{Mapping, ProcessMemory, mappings},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -21,35 +22,80 @@ use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
 pub struct Interpreter {
     pub label: String,
     pub python: PathBuf,
-    pub layout: &'static InterpreterLayout,
-    /// Folder of `Python.h`, if it is installed.
-    pub headers: Option<PathBuf>,
+    pub layout: InterpreterLayout,
+    /// Folders of `Python.h` and of what it includes, if they are installed.
+    pub headers: Option<Vec<PathBuf>>,
 }
 
-/// Every interpreter with a row in the table: pyenv's, and the system's.
-pub fn interpreters() -> Vec<Interpreter> {
+/// Every interpreter of a supported version: pyenv's, the system's, and those that `cargo xtask setup` has unpacked; and what we could
+/// not look into, which is a failure.
+pub fn interpreters() -> (Vec<Interpreter>, Vec<String>) {
     let root = env::var_os("PYENV_ROOT").map(PathBuf::from);
     let root = root.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".pyenv")));
     let versions = root.and_then(|root| fs::read_dir(root.join("versions")).ok());
     let pyenv = versions.into_iter().flatten().flatten().map(|entry| entry.path().join("bin/python3"));
-    let system = (8..=13).map(|minor| PathBuf::from(format!("/usr/bin/python3.{minor}")));
-    let mut found: Vec<Interpreter> = pyenv.chain(system).filter_map(|python| probe(&python)).collect();
-    found.sort_by_key(|interpreter| (interpreter.layout.minor, interpreter.label.clone()));
-    found
+    let system = (8..=15).map(|minor| PathBuf::from(format!("/usr/bin/python3.{minor}")));
+    let mut refused = Vec::new();
+    let mut found = Vec::new();
+    for probed in pyenv.chain(system).chain(unpacked()).filter_map(|python| probe(&python)) {
+        match probed {
+            Ok(interpreter) => found.push(interpreter),
+            Err(error) => refused.push(format!("{error:#}")),
+        }
+    }
+    found.sort_by_key(|interpreter: &Interpreter| (interpreter.layout.minor, interpreter.label.clone()));
+    (found, refused)
 }
 
-fn probe(python: &Path) -> Option<Interpreter> {
+/// Folder of the scripts that run unpacked interpreters.
+fn unpacked_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons")
+}
+
+fn unpacked() -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(unpacked_folder().join("bin")).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// `None` for what is not there or none of ours.
+fn probe(python: &Path) -> Option<Result<Interpreter>> {
     let program = "import sys, sysconfig; print(sys.version_info[1], sys.version.split()[0], \
                    bool(sysconfig.get_config_var('Py_GIL_DISABLED')), sysconfig.get_path('include'))";
     let output = Command::new(python).args(["-I", "-c", program]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let [minor, version, free_threaded, include] =
         text.trim().splitn(4, ' ').collect::<Vec<_>>().try_into().ok()?;
-    let headers = Some(PathBuf::from(include)).filter(|include| include.join("Python.h").exists());
-    let origin = if python.starts_with("/usr") { "system" } else { "pyenv" };
+    let is_supported = minor.parse().is_ok_and(|minor: u8| (8..=15).contains(&minor));
+    if !is_supported || free_threaded != "False" {
+        return None;
+    }
+    let (origin, root) = match python.strip_prefix(unpacked_folder()).ok() {
+        // `bin/SUITE-pythonVERSION`, and its root is `SUITE`.
+        Some(script) => {
+            let suite = script.file_name()?.to_str()?.split_once('-')?.0;
+            ("debian", unpacked_folder().join(suite))
+        }
+        None if python.starts_with("/usr") => ("system", PathBuf::from("/")),
+        None => ("pyenv", PathBuf::from("/")),
+    };
+    let include = root.join(include.trim_start_matches('/'));
+    let has_headers = include.join("Python.h").exists();
+    let folders = vec![include.clone(), include.join("internal"), root.join("usr/include")];
     let label = format!("{version}_{origin}");
-    let layout = layout(3, minor.parse().ok()?).filter(|_| free_threaded == "False")?;
-    Some(Interpreter { label, python: python.to_owned(), layout, headers })
+    let headers = has_headers.then_some(folders);
+    let found = layout_of(python).with_context(|| label.clone());
+    Some(found.map(|layout| Interpreter { label, python: python.to_owned(), layout, headers }))
+}
+
+/// What we find when we look into one that runs: the row of its version, with what it publishes itself.
+fn layout_of(python: &Path) -> Result<InterpreterLayout> {
+    let mut command = Command::new(python);
+    command.args(["-I", "-c", "import sys; print(flush=True); sys.stdin.read()"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut String::new())?;
+    let found = discover::Target::inspect(Path::new("/proc"), child.id());
+    drop(child.stdin.take());
+    child.wait()?;
+    Ok(found?.interpreter.layout)
 }
 
 /// A test program.

@@ -10,5 +10,6 @@ mod destination;
 mod fixture;
 mod golden;
 mod hostile;
+mod order;
 mod round_trip;
 mod verbs;

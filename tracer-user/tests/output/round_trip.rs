@@ -2,7 +2,7 @@
 
 use alloctrace::profile::{
     Amount, Cost, Coverage, Domain, Frame, FrameId, FrameKind, Losses, Metric, Process, ProcessIndex,
-    Profile, Recording, Sample, Values,
+    Profile, Recording, Sample, Stack, Values,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -89,7 +89,7 @@ fn profile() -> impl Strategy<Value = Profile> {
             let samples = samples.into_iter().filter_map(|(process, thread, domain, stack, values)| {
                 let process = ProcessIndex(process.index(processes.len()) as u32);
                 let frame = |index: &prop::sample::Index| FrameId(index.index(frames.len()) as u32);
-                let stack: Vec<FrameId> = stack.iter().map(frame).collect();
+                let stack: Stack = stack.iter().map(frame).collect();
                 let is_new = keys.insert((process, thread, domain, stack.clone()));
                 is_new.then_some(Sample { process, thread, domain, stack, values })
             });

@@ -29,12 +29,17 @@ pub fn compare(label: &str, file: &[u8], said: &str) -> Result<(), Failed> {
     let build_id = build_id(file).ok_or("no build id")?;
     let text = format!("{label} {build_id}\n{said}");
     let golden = golden_path(label, &build_id);
-    if std::env::var_os("ALLOCTRACE_BLESS").is_some_and(|value| value == "1") {
+    if is_blessing() {
         fs::write(&golden, &text)?;
     }
     let expected = fs::read_to_string(&golden)
         .map_err(|error| format!("{}: {error}; ALLOCTRACE_BLESS=1 writes it", golden.display()))?;
     if text == expected { Ok(()) } else { Err(difference(&expected, &text).into()) }
+}
+
+/// Whether golden files are to be written.
+pub fn is_blessing() -> bool {
+    std::env::var_os("ALLOCTRACE_BLESS").is_some_and(|value| value == "1")
 }
 
 /// Where the golden file of a build is.

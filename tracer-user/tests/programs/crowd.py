@@ -1,13 +1,17 @@
-"""Four threads that allocate and free as fast as they can, each keeping a known amount in a function of its own."""
-import ctypes, os, threading
+"""Four threads that allocate and free as fast as they can, each keeping a known amount in a function of its own.
+
+With an argument, so many turns before and after; the fewer for slow machines.
+"""
+import ctypes, os, sys, threading
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 kept = {}
+TURNS = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 
 
 def churn(number):
-    for turn in range(40):
+    for turn in range(TURNS):
         blocks = [bytes(place % 500) for place in range(500)]
         for _ in range(50):
             libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(1000 + turn))))

@@ -11,6 +11,7 @@ MODE is one of
 Relabelling: CPython keeps some freed objects on free lists and hands them out again without asking the allocator. tracemalloc is told of that by
 `_Py_NewReference` and gives the block to the new line; whoever watches the allocator cannot know. Only that part of tracemalloc looks at its `tracing` flag;
 the allocator hooks do not. So with the flag down after the hooks are in, tracemalloc is a pure allocator tracer. SWITCH says where the flag lies.
+From 3.13.2 on the hooks look at the flag, too; but there tracemalloc is told of new references as a `PyRefTracer`, which can be taken away.
 Frames of 3.8 to 3.10 are recycled in one more way, which takes a hook in C: LIBRARY, see frame_list.c.
 
 All modes do the same until READY, so that the program finds the same free lists and the same interned strings in each.
@@ -28,6 +29,20 @@ def flag_at(switch):
     symbol, offset = switch.split("+")
     base = ctypes.addressof(ctypes.c_char.in_dll(ctypes.pythonapi, symbol))
     return ctypes.c_int.from_address(base + int(offset))
+
+
+def ignore_references(mode):
+    """Takes tracemalloc's reference tracer away in mode `exact`; false where it has none, which is before 3.13.2."""
+    try:
+        get, take_away = ctypes.pythonapi.PyRefTracer_GetTracer, ctypes.pythonapi.PyRefTracer_SetTracer
+    except AttributeError:
+        return False
+    get.restype = ctypes.c_void_p
+    if not get(None):
+        return False
+    if mode == "exact":
+        take_away(None, None)
+    return True
 
 
 def find_switch():
@@ -85,7 +100,7 @@ def run(mode, switch, library, folder):
     hook = ctypes.PyDLL(library)
     (hook.install if mode == "exact" and sys.version_info < (3, 11) else hook.leave)()
     settle()
-    flag.value = RELABEL[mode]
+    flag.value = ignore_references(mode) or RELABEL[mode]
     import main
 
     sys.stdout.write("READY\n")

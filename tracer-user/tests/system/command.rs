@@ -265,7 +265,14 @@ fn venv(interpreter: &Interpreter) -> Result<()> {
     command.args(["-m", "venv", "--without-pip"]).arg(place.path().join("venv"));
     run(command)?.succeeded()?;
     let python = place.path().join("venv/bin/python").to_string_lossy().into_owned();
-    let (folder, finished) = traced(&[], &[&python, &exact()])?;
+    // One that runs in a root of its own has its environment there, too.
+    let in_root = format!("PYTHON_IN_ROOT={python}");
+    let command = match interpreter.label.ends_with("_debian") {
+        true => vec!["env".to_owned(), in_root, path_of(interpreter), exact()],
+        false => vec![python, exact()],
+    };
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let (folder, finished) = traced(&[], &command)?;
     finished.succeeded()?;
     has_recorded(folder.path())
 }

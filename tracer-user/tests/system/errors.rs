@@ -79,7 +79,7 @@ fn process_has_an_unsupported_version() -> Result<()> {
         ensure!(running.line()? == "ready");
         let pid = running.id().to_string();
         let version = &interpreter.label[..3];
-        says(&refused(&["-p", &pid])?, &[&pid, version, "3.9 to 3.13"]).context(interpreter.label)?;
+        says(&refused(&["-p", &pid])?, &[&pid, version, "3.8 to 3.15"]).context(interpreter.label)?;
         running.write("x")?;
         ensure!(running.line()? == "well", "the target is not well");
     }

@@ -13,12 +13,7 @@ use crate::support::{
 use crate::{Test, one};
 
 pub const TESTS: &[Test] = &[
-    // Fails on a loaded machine: at its end some stacks of the burst have not been received.
-    one("limits::tables_with_a_nasty_target", tables_with_a_nasty_target)
-        .only_if(|| std::env::var_os("ALLOCTRACE_KNOWN").is_some()),
-    // Known to fail: it takes 80 MB when it makes the profile of a full table of stacks.
-    one("limits::tracer_memory_with_a_nasty_target", tracer_memory_with_a_nasty_target)
-        .only_if(|| std::env::var_os("ALLOCTRACE_KNOWN").is_some()),
+    one("limits::a_nasty_target", a_nasty_target),
     one("limits::small_live_table", small_live_table),
     one("limits::small_stack_table", small_stack_table),
 ];
@@ -45,14 +40,9 @@ fn table_bytes(tracer: u32) -> Result<u64> {
 }
 
 /// A hundred thousand distinct stacks, three million live blocks, ten thousand code objects.
-fn tables_with_a_nasty_target(interpreter: &Interpreter) -> Result<()> {
-    let (tables, _) = with_a_nasty_target(interpreter)?;
+fn a_nasty_target(interpreter: &Interpreter) -> Result<()> {
+    let (tables, tracer) = with_a_nasty_target(interpreter)?;
     ensure!(tables <= 64 * MIB, "kernel tables of {tables} bytes");
-    Ok(())
-}
-
-fn tracer_memory_with_a_nasty_target(interpreter: &Interpreter) -> Result<()> {
-    let (_, tracer) = with_a_nasty_target(interpreter)?;
     ensure!(tracer <= 60_000_000, "the tracer had {tracer} bytes");
     Ok(())
 }

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(2);
     let found = interpreters();
     let reason =
-        if found.is_empty() { Some("no interpreter of 3.9 to 3.13".to_owned()) } else { cannot_trace() };
+        if found.is_empty() { Some("no interpreter of 3.8 to 3.15".to_owned()) } else { cannot_trace() };
     let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     if let Some(reason) = &reason {
         support::say(&format!("nothing can be traced here: {reason}"));

@@ -36,14 +36,16 @@ pub fn say(line: &str) {
 /// Every interpreter that should be traced: pyenv's, and the system's.
 pub fn interpreters() -> Vec<Interpreter> {
     let mut found: Vec<Interpreter> =
-        installed().filter(|interpreter| (9..=13).contains(&interpreter.minor)).collect();
+        installed().filter(|interpreter| (8..=15).contains(&interpreter.minor)).collect();
     found.sort_by_key(|interpreter| (interpreter.minor, interpreter.label.clone()));
     found
 }
 
 /// Interpreters that are too old.
 pub fn unsupported() -> Vec<Interpreter> {
-    installed().filter(|interpreter| interpreter.minor == 8 || interpreter.label.starts_with("2.7")).collect()
+    installed()
+        .filter(|interpreter| matches!(interpreter.minor, 6 | 7)) // the minor version of 2.7 is 7, too
+        .collect()
 }
 
 /// The system's own, the hardest to trace; else the newest.
@@ -60,8 +62,14 @@ pub fn pyenv_root() -> Option<PathBuf> {
 fn installed() -> impl Iterator<Item = Interpreter> {
     let versions = pyenv_root().and_then(|root| fs::read_dir(root.join("versions")).ok());
     let pyenv = versions.into_iter().flatten().flatten().map(|entry| entry.path().join("bin/python"));
-    let system = (8..=13).map(|minor| PathBuf::from(format!("/usr/bin/python3.{minor}")));
-    pyenv.chain(system).filter_map(|python| probe(&python))
+    let system = (8..=15).map(|minor| PathBuf::from(format!("/usr/bin/python3.{minor}")));
+    pyenv.chain(system).chain(unpacked()).filter_map(|python| probe(&python))
+}
+
+/// The scripts that run what `cargo xtask setup` has unpacked, each in a root and a mount namespace of its own.
+fn unpacked() -> impl Iterator<Item = PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons/bin");
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 fn probe(python: &Path) -> Option<Interpreter> {
@@ -70,7 +78,11 @@ fn probe(python: &Path) -> Option<Interpreter> {
     // 2.7 prints a tuple.
     let text = String::from_utf8(output.stdout).ok()?.replace(['(', ')', ',', '\''], "");
     let [minor, version, free_threaded] = text.trim().splitn(3, ' ').collect::<Vec<_>>().try_into().ok()?;
-    let origin = if python.starts_with("/usr") { "system" } else { "pyenv" };
+    let origin = match python {
+        python if python.starts_with("/usr") => "system",
+        python if python.ends_with(Path::new("pythons/bin").join(python.file_name()?)) => "debian",
+        _ => "pyenv",
+    };
     let interpreter = Interpreter {
         label: format!("{version}_{origin}"),
         python: python.to_owned(),

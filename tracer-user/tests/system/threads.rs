@@ -13,8 +13,7 @@ pub const TESTS: &[Test] = &[
     each("stacks::shapes", shapes),
     each("stacks::deep", deep),
     // Known to fail: the fingerprint tells code objects apart by their module only.
-    each("stacks::code_at_one_address", code_at_one_address)
-        .only_if(|| std::env::var_os("ALLOCTRACE_KNOWN").is_some()),
+    each("stacks::code_at_one_address", code_at_one_address),
 ];
 
 const NONE: [&str; 0] = [];
@@ -40,10 +39,10 @@ fn known_amounts(interpreter: &Interpreter) -> Result<()> {
             })
         };
         let python = of(Domain::Pymalloc, &["keep_python", "work"]);
-        // The numbers that count are 32 bytes each; one may be kept.
+        // The numbers that count are 32 bytes each; one may be kept, and from 3.14 on an iterator of 48 on a free list.
         let size = size_class(133 + 16 * number);
         let kept = python.bytes.saturating_sub(2000 * size);
-        ensure!(python.count >= 2000 && python.count <= 2002 && kept <= 64, "thread {number}: {python:?}");
+        ensure!(python.count >= 2000 && python.count <= 2002 && kept <= 96, "thread {number}: {python:?}");
         let native = of(Domain::Malloc, &["keep_native", "work"]);
         let expected = amount(2000 * (10_000 + number), 2000);
         ensure!(native == expected, "thread {number}, without the lock: {native:?}, expected {expected:?}");

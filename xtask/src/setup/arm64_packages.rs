@@ -63,12 +63,12 @@ fn bring_release(runner: &impl Runner, sources: &Sources, suite: &str, packages:
     if missing.is_empty() {
         return Ok(0);
     }
-    let apt = PrivateApt::foreign(sources, suite, "arm64", &folder().join("apt").join(suite))?;
+    let apt = PrivateApt::with(sources, &[suite], Some("arm64"), &folder().join("apt").join(suite))?;
     apt.update(runner)?;
     for package in &missing {
         // Renamed when whole: a folder that is there is complete.
         let (part, whole) = (home.join(format!("{package}.part")), home.join(package));
-        apt.unpack_into(runner, &[(*package).to_owned()], &part, "./")?;
+        apt.unpack_into(runner, suite, &[package], &part, "./")?;
         fs::rename(&part, &whole).with_context(|| format!("failed to rename `{}`", part.display()))?;
     }
     Ok(missing.len())

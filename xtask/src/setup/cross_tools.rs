@@ -33,8 +33,8 @@ fn unpack(runner: &impl Runner, folder: &Path) -> Result<()> {
     let sources = Sources::read(Path::new("/"));
     let apt = PrivateApt::new(&sources, SUITE, &folder.join("apt"))?;
     apt.update(runner)?;
-    let packages = apt.with_dependencies(runner, &PACKAGES.map(str::to_owned))?;
-    apt.unpack_into(runner, &packages, &folder.join("root"), "./")
+    let packages = apt.with_dependencies(runner, SUITE, &PACKAGES)?;
+    apt.unpack_into(runner, SUITE, &packages, &folder.join("root"), "./")
 }
 
 fn write_script(path: &Path, root: &Path) -> Result<()> {

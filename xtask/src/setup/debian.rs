@@ -99,16 +99,26 @@ fn stanza_entries(stanza: &str) -> Vec<Entry> {
     field("URIs").into_iter().map(entry).collect()
 }
 
-/// An apt with its own lists, cache and sources, for one suite.
+/// An apt with its own lists, cache and sources.
 pub struct PrivateApt {
     mirror: String,
-    suite: String,
+    suites: String,
     folder: PathBuf,
 }
 
 impl PrivateApt {
     /// Write the configuration into `folder`.
     pub fn new(sources: &Sources, suite: &str, folder: &Path) -> Result<Self> {
+        Self::with(sources, &[suite], None, folder)
+    }
+
+    /// The same for several suites, and for another architecture than the machine's.
+    pub fn with(
+        sources: &Sources,
+        suites: &[&str],
+        architecture: Option<&str>,
+        folder: &Path,
+    ) -> Result<Self> {
         let mirror = sources.mirror.clone().context(NO_DEBIAN)?;
         let keyring = sources.keyring.as_deref().unwrap_or(KEYRING);
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -119,29 +129,21 @@ impl PrivateApt {
             let path = folder.join(name);
             fs::write(&path, text).with_context(|| format!("failed to write `{}`", path.display()))
         };
-        write("sources.list", format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))?;
-        write("apt.conf", configuration(folder))?;
-        Ok(Self { mirror, suite: suite.to_owned(), folder: folder.to_path_buf() })
+        let lines = suites.iter().map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"));
+        write("sources.list", lines.collect())?;
+        let machine = architecture.map_or_else(String::new, |name| {
+            format!("APT::Architecture \"{name}\";\nAPT::Architectures {{ \"{name}\"; }};\n")
+        });
+        write("apt.conf", configuration(folder) + &machine)?;
+        Ok(Self { mirror, suites: suites.join(", "), folder: folder.to_path_buf() })
     }
 
-    /// The same for packages of another architecture than the machine's.
-    pub fn foreign(sources: &Sources, suite: &str, architecture: &str, folder: &Path) -> Result<Self> {
-        let apt = Self::new(sources, suite, folder)?;
-        let path = folder.join("apt.conf");
-        let lines = format!(
-            "APT::Architecture \"{architecture}\";\nAPT::Architectures {{ \"{architecture}\"; }};\n{}",
-            configuration(folder)
-        );
-        fs::write(&path, lines).with_context(|| format!("failed to write `{}`", path.display()))?;
-        Ok(apt)
-    }
-
-    /// Fetch the lists of the suite.
+    /// Read the mirror's lists.
     pub fn update(&self, runner: &impl Runner) -> Result<()> {
         runner
             .output(&self.invocation("apt-get").args(["update", "-qq"]))
             .map(drop)
-            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suite, self.mirror))
+            .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suites, self.mirror))
     }
 
     /// Versions of `package` in the suite, newest first as apt lists them.
@@ -166,48 +168,64 @@ impl PrivateApt {
         Ok(unpacked)
     }
 
-    /// `packages` and all that they depend on: on a machine that has nothing, as this apt sees it, that is what it would install.
-    pub fn with_dependencies(&self, runner: &impl Runner, packages: &[String]) -> Result<Vec<String>> {
-        let install = ["install", "-y", "-qq", "--no-install-recommends", "--print-uris"];
-        let uris = runner
-            .output(&self.invocation("apt-get").args(install).args(packages.iter().map(String::as_str)))?;
-        let name = |line: &str| {
-            let file = line.strip_prefix('\'')?.split_whitespace().nth(1)?;
-            Some(file.split_once('_')?.0.to_owned())
-        };
-        let names: Vec<String> = uris.lines().filter_map(name).collect();
-        ensure!(!names.is_empty(), "Debian's {} has no packages {}", self.suite, packages.join(", "));
+    /// The names of `packages` of a suite and of all that they depend on, sorted: on a machine that has nothing, as this apt sees it, that is
+    /// what it would install.
+    pub fn with_dependencies(
+        &self,
+        runner: &impl Runner,
+        suite: &str,
+        packages: &[impl AsRef<str>],
+    ) -> Result<Vec<String>> {
+        let install = ["install", "-y", "-t", suite, "--no-install-recommends", "--print-uris", "-qq"];
+        let asked = packages.iter().map(AsRef::as_ref);
+        let uris = runner.output(&self.invocation("apt-get").args(install).args(asked))?;
+        let name = |line: &str| Some(uri_file(line)?.split_once('_')?.0.to_owned());
+        let mut names: Vec<String> = uris.lines().filter_map(name).collect();
+        ensure!(!names.is_empty(), "Debian's {suite} has no packages {}", list(packages));
+        names.sort();
+        names.dedup();
         Ok(names)
     }
 
-    /// Download `packages` and unpack the part of each that lies below `part` (`./` for all) into `root`. What links `root` has, as
-    /// those of a merged `/usr`, stay.
+    /// Download packages of a suite into `folder` unless they are there, and return the files.
+    pub fn download(
+        &self,
+        runner: &impl Runner,
+        suite: &str,
+        packages: &[impl AsRef<str>],
+        folder: &Path,
+    ) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
+        let asked = packages.iter().map(|name| format!("{}/{suite}", name.as_ref()));
+        let command = self.invocation("apt-get").args(["download", "-qq"]).args(asked);
+        let uris = runner.output(&command.clone().args(["--print-uris"]))?;
+        let files: Vec<PathBuf> = uris.lines().filter_map(uri_file).map(|file| folder.join(file)).collect();
+        ensure!(files.len() >= packages.len(), "Debian's {suite} lacks packages of {}", list(packages));
+        if !files.iter().all(|file| file.exists()) {
+            runner.output(&command.directory(folder))?;
+        }
+        Ok(files)
+    }
+
+    /// Download packages of a suite, unpack the part of each that lies below `part` (`./` for all) into `root`, and keep no archive.
     pub fn unpack_into(
         &self,
         runner: &impl Runner,
-        packages: &[String],
+        suite: &str,
+        packages: &[impl AsRef<str>],
         root: &Path,
         part: &str,
     ) -> Result<()> {
-        let folder = self.folder.join("archives");
-        for path in [&folder, root] {
-            fs::create_dir_all(path).with_context(|| format!("failed to create `{}`", path.display()))?;
-        }
-        let download = self.invocation("apt-get").args(["download", "-qq"]).directory(&folder);
-        runner.output(&download.args(packages.iter().map(String::as_str)))?;
-        for package in packages {
-            let archive = find_archive(&folder, &format!("{package}_"))
-                .with_context(|| format!("`{package}` was not downloaded to `{}`", folder.display()))?;
-            let line = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --directory \"$2\" --keep-directory-symlink \"$3\"";
-            let paths = [archive.display().to_string(), root.display().to_string(), part.to_owned()];
-            runner.output(&Invocation::new("sh").args(["-c", line, "sh"]).args(paths))?;
+        for archive in self.download(runner, suite, packages, &self.folder.join("archives"))? {
+            unpack_archive(runner, &archive, root, part)?;
             fs::remove_file(&archive).with_context(|| format!("failed to remove `{}`", archive.display()))?;
         }
         Ok(())
     }
 
     fn archive(&self) -> Option<PathBuf> {
-        find_archive(&self.folder, "")
+        let mut paths = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+        paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
     }
 
     fn invocation(&self, program: &str) -> Invocation {
@@ -217,13 +235,23 @@ impl PrivateApt {
     }
 }
 
-/// A package in `folder` whose file's name begins with `start`.
-fn find_archive(folder: &Path, start: &str) -> Option<PathBuf> {
-    let mut paths = fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    paths.find(|path| {
-        path.extension().is_some_and(|extension| extension == "deb")
-            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))
-    })
+/// Unpack the part of a package that lies below `part` (`./` for all) into `root`. What links `root` has, as those of a merged `/usr`, stay:
+/// `dpkg-deb -x` would replace them by the folders of older packages.
+pub fn unpack_archive(runner: &impl Runner, archive: &Path, root: &Path, part: &str) -> Result<()> {
+    fs::create_dir_all(root).with_context(|| format!("failed to create `{}`", root.display()))?;
+    let line =
+        "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --keep-directory-symlink --no-same-owner \"$3\"";
+    let paths = [archive.display().to_string(), root.display().to_string(), part.to_owned()];
+    runner.output(&Invocation::new("sh").args(["-c", line, "unpack"]).args(paths)).map(drop)
+}
+
+/// The file that a line of `--print-uris` names: `'http://MIRROR/pool/FILE' NAME_VERSION_ARCHITECTURE.deb SIZE SUM`.
+fn uri_file(line: &str) -> Option<&str> {
+    line.strip_prefix('\'')?.split_whitespace().nth(1)
+}
+
+fn list(packages: &[impl AsRef<str>]) -> String {
+    packages.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
 }
 
 fn configuration(folder: &Path) -> String {
@@ -279,11 +307,15 @@ mod tests {
     fn the_private_apt_of_another_architecture_knows_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let line = "deb http://mirror.example/debian bookworm main\n".to_owned();
-        PrivateApt::foreign(&Sources::parse(RELEASE, &[line]), "sid", "arm64", folder.path()).unwrap();
+        PrivateApt::with(&Sources::parse(RELEASE, &[line]), &["sid"], Some("arm64"), folder.path()).unwrap();
         let written = fs::read_to_string(folder.path().join("apt.conf")).unwrap();
         assert!(
-            written
-                .starts_with("APT::Architecture \"arm64\";\nAPT::Architectures { \"arm64\"; };\nDir::State ")
+            written.ends_with(
+                "APT::Architecture \"arm64\";
+APT::Architectures { \"arm64\"; };
+"
+            ),
+            "{written}"
         );
     }
 }

@@ -6,6 +6,7 @@
 
 use super::machine::Machine;
 use super::patterns::{FREE_BLOCK, HEADER_SIZE, Operation, SIZE_INDEX, completed, find_register};
+use super::targets::BranchTargets;
 use super::value::Value;
 use super::{Code, Flow, Instruction};
 use crate::plan::{Operand, PointKind};
@@ -20,14 +21,14 @@ const STEPS_ON_SIDE: u32 = 12;
 pub struct ColdSite {
     /// The store of the counter: identifies the site.
     pub store: u64,
-    /// Where the pool is carved anew: the store of its size class, with the block behind the header.
+    /// Where the pool is carved anew: behind the store of its size class, which the probe reads, with the block behind the header.
     pub carve: (u64, PointKind),
     /// Where the pool's old free list is used: the load of its second block, with the first in a register.
     pub reuse: (u64, PointKind),
 }
 
 /// Looks closer at a store of 1; none if no pool is opened there.
-pub fn examine<'data, C: Code<'data>>(code: &mut C, store: u64) -> Option<ColdSite> {
+pub fn examine<'data, C: Code<'data>>(code: &mut C, targets: &BranchTargets, store: u64) -> Option<ColdSite> {
     let mut machine = Machine::default();
     let first = code.at(store)?;
     let pool = first.memory_address(&machine)?;
@@ -38,7 +39,7 @@ pub fn examine<'data, C: Code<'data>>(code: &mut C, store: u64) -> Option<ColdSi
             Flow::Next => code.execute(&instruction, &mut machine),
             Flow::Conditional(target) => {
                 let sides = [instruction.next_address(), target?];
-                return join(store, sides.map(|side| explore(code, machine.clone(), side, pool)));
+                return join(store, sides.map(|side| explore(code, targets, machine.clone(), side, pool)));
             }
             _ => return None,
         }
@@ -67,6 +68,7 @@ fn join(store: u64, sides: [Option<Side>; 2]) -> Option<ColdSite> {
 
 fn explore<'data, C: Code<'data>>(
     code: &mut C,
+    targets: &BranchTargets,
     mut machine: Machine,
     mut address: u64,
     pool: Value,
@@ -83,14 +85,15 @@ fn explore<'data, C: Code<'data>>(
             _ => return None,
         }
         reuse = reuse.or_else(|| head_in_register(&machine, &instruction, pool));
-        let register = find_register(&machine, pool);
         let stores = machine.stores().len();
         code.execute(&instruction, &mut machine);
         let mut newest = machine.stores().iter().skip(stores);
         if newest.any(|store| store.address == pool.plus(SIZE_INDEX) && store.size == 4) {
-            let block = Operand { register: register?, displacement: HEADER_SIZE };
-            let kind = PointKind::NewPoolBranch { block, pool: register? };
-            return Some(Side::Carve(instruction.address(), kind));
+            let register = find_register(&machine, pool)?;
+            let block = Operand { register, displacement: HEADER_SIZE };
+            let kind = PointKind::NewPoolBranch { block, pool: register };
+            // A probe fires before its instruction, and before the store the class is that of the pool's former blocks.
+            return (!targets.contains(address)).then_some(Side::Carve(address, kind));
         }
         if matches!(completed(&machine, stores), Some(Operation::Pop { pool: popped, .. }) if popped == pool)
         {

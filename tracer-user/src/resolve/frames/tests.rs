@@ -12,7 +12,7 @@ const START: u32 = 184;
 fn resolver(limits: Limits) -> Resolver {
     let Some(layout) = layout(3, 11) else { panic!("no row for 3.11") };
     let mut resolver = Resolver::new(limits);
-    resolver.add_process(PROCESS, layout);
+    resolver.add_process(PROCESS, *layout);
     resolver
 }
 
@@ -138,7 +138,7 @@ proptest! {
         };
         let mut resolver = Resolver::new(Limits::default());
         let Some(layout) = layout(3, minor) else { panic!("no row for 3.{minor}") };
-        resolver.add_process(PROCESS, layout);
+        resolver.add_process(PROCESS, *layout);
         resolver.define(PROCESS, 1, 1, &definition);
         let ids = resolver.resolve(PROCESS, &[RawFrame { code: 1, instruction, fingerprint: 1 }]);
         prop_assert_eq!(ids.len(), 1);

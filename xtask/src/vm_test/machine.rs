@@ -1,0 +1,117 @@
+//! Emulated machines: qemu's command line, and what a guest says on its serial console.
+
+use super::image::Image;
+use crate::command::{Invocation, Machine, Runner as _};
+use anyhow::{Result, bail};
+use std::path::Path;
+
+/// Longest time for a guest, in seconds. It is no expectation: nothing that works comes near it.
+const HANGS: &str = "900";
+/// What the first program of a guest prints before anything else.
+const MARKER: &str = "VM: up";
+
+/// A kind of processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    X86_64,
+    Arm64,
+}
+
+impl Architecture {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    pub const fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+}
+
+/// A machine to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest {
+    pub architecture: Architecture,
+    /// Series of the kernel, such as `6.12`.
+    pub kernel: &'static str,
+    /// Boot with `preempt=full` instead of the kernel's default.
+    pub full_preemption: bool,
+    /// Whether there is a tracer for it.
+    pub traces: bool,
+}
+
+impl Guest {
+    pub fn name(&self) -> String {
+        let preemption = if self.full_preemption { "full" } else { "default" };
+        format!("{}-{}-{preemption}", self.architecture.name(), self.kernel)
+    }
+
+    /// Tests of `guest.py`. Preemption does not change what arming does, so that is tested once.
+    pub const fn tests(&self) -> &'static str {
+        match (self.traces, self.full_preemption) {
+            (false, _) => "interpreters",
+            (true, false) => "exact,attached,killed,stress,interpreters",
+            (true, true) => "exact,stress",
+        }
+    }
+}
+
+/// Run a guest to its end and return its console. A machine that has not come up is started once more, because the emulation of a starting kernel may
+/// crash; one in which a test has begun is not.
+pub fn run(qemu: &Path, guest: &Guest, kernel: &Path, image: &Image) -> Result<String> {
+    let command = command(qemu, guest, kernel, image.path());
+    let mut console = String::new();
+    for _ in 0..2 {
+        let outcome = Machine.run(&command)?;
+        console = outcome.stdout;
+        if console.contains(MARKER) {
+            return Ok(console);
+        }
+        console += &outcome.stderr;
+    }
+    let lines: Vec<&str> = console.lines().collect();
+    bail!("the machine did not come up: {}", lines[lines.len().saturating_sub(5)..].join(" | "))
+}
+
+/// qemu is started by the dynamic loader that came with it, so that the host's libraries do not matter.
+fn command(qemu: &Path, guest: &Guest, kernel: &Path, image: &Path) -> Invocation {
+    let inside = |path: &str| qemu.join(path).display().to_string();
+    let (program, console, machine) = match guest.architecture {
+        Architecture::X86_64 => ("qemu-system-x86_64", "ttyS0", ["-machine", "q35", "-cpu", "max"]),
+        // A processor without pointer authentication, which is slow to emulate.
+        Architecture::Arm64 => {
+            ("qemu-system-aarch64", "ttyAMA0", ["-machine", "virt,gic-version=3", "-cpu", "cortex-a72"])
+        }
+    };
+    let preemption = if guest.full_preemption { " preempt=full" } else { "" };
+    let line = format!("console={console} panic=-1 quiet{preemption} tests={}", guest.tests());
+    Invocation::new("timeout")
+        .args([HANGS.to_owned(), inside("usr/lib64/ld-linux-x86-64.so.2"), "--library-path".to_owned()])
+        .args([inside("usr/lib/x86_64-linux-gnu"), inside(&format!("usr/bin/{program}"))])
+        .args(["-L".to_owned(), inside("usr/share/qemu"), "-L".to_owned(), inside("usr/share/seabios")])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=multi"])
+        .args(machine)
+        .args(["-m", "1024", "-smp", "2", "-no-reboot", "-serial", "stdio", "-kernel"])
+        .args([kernel.display().to_string(), "-initrd".to_owned(), image.display().to_string()])
+        .args(["-append".to_owned(), line])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_told_its_tests_and_its_preemption() {
+        let guest =
+            Guest { architecture: Architecture::X86_64, kernel: "6.12", full_preemption: true, traces: true };
+        assert_eq!(guest.name(), "x86_64-6.12-full");
+        let line = command(Path::new("/q"), &guest, Path::new("/k"), Path::new("/i")).to_string();
+        assert!(line.ends_with("console=ttyS0 panic=-1 quiet preempt=full tests=exact,stress"), "{line}");
+        assert!(line.contains("--library-path /q/usr/lib/x86_64-linux-gnu /q/usr/bin/qemu-system-x86_64"));
+    }
+}
