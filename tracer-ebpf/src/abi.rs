@@ -130,10 +130,11 @@ pub struct Layout {
     pub cframe_frame: u32,
     /// `PyThreadState.thread_id` (what `pthread_self` returns).
     pub thread_ident: u32,
-    /// Where a frame read begins, so that it is as short as can be.
-    pub frame_start: u32,
-    /// Its length in bytes, at most 96.
-    pub frame_length: u32,
+    /// Where a frame read begins. It ends with the last word that is needed, so that it never goes past a frame at the end of
+    /// its memory; before a frame there always is some: the chunk's header, another frame, the object that it is in.
+    pub frame_start: i32,
+    /// Zero.
+    pub spare_frame: u32,
     /// Index of the code pointer among the words read.
     pub code_word: u32,
     /// Index of the pointer to the caller's frame.

@@ -89,11 +89,7 @@ pub fn walk_part<const FRAMES: usize, M: Memory>(
 ) -> u32 {
     let mut words: Wide = [0; WIDE_WORDS];
     for _ in 0..FRAMES {
-        if !memory.read_wide(
-            frame.wrapping_add(u64::from(layout.frame_start)),
-            layout.frame_length,
-            &mut words,
-        ) {
+        if !memory.read_wide(frame.wrapping_add_signed(i64::from(layout.frame_start)), &mut words) {
             visitor.unreadable();
             return end::FAILED_READ;
         }

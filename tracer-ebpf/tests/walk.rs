@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use tracer_ebpf::abi::{Layout, MAX_FRAMES, end};
 use tracer_ebpf::cell::Cell;
-use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, Wide};
+use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_BYTES, Wide};
 use tracer_ebpf::tables::Generations;
 use tracer_ebpf::walk::{
     Identity, Start, Visited, Visitor, innermost, locked_thread_state, thread_state, walk,
@@ -23,10 +23,9 @@ impl Image {
 }
 
 impl Memory for Image {
-    fn read_wide(&self, address: u64, length: u32, into: &mut Wide) -> bool {
-        assert!(length as usize <= size_of::<Wide>() && length.is_multiple_of(8));
+    fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
         let words: Option<Vec<u64>> =
-            (0..u64::from(length) / 8).map(|word| self.read_word(address.wrapping_add(word * 8))).collect();
+            (0..WIDE_BYTES as u64 / 8).map(|word| self.read_word(address.wrapping_add(word * 8))).collect();
         let Some(words) = words else { return false };
         into[..words.len()].copy_from_slice(&words);
         true
@@ -77,11 +76,11 @@ impl Shape {
             Layout { thread_state_pointer: THREAD_STATE_POINTER, thread_ident: 152, ..Layout::default() };
         let after_3_11 = Layout {
             instruction_base: u64::MAX,
-            frame_length: 72,
-            code_word: 0,
-            previous_word: 1,
-            instruction_word: 7,
-            owner_word: 8,
+            frame_start: -16,
+            code_word: 2,
+            previous_word: 3,
+            instruction_word: 9,
+            owner_word: 10,
             owner_shift: 48,
             owner_skip_from: 3,
             ..common
@@ -90,7 +89,6 @@ impl Shape {
             Self::FrameObjects => Layout {
                 thread_frame: 24,
                 frame_start: 24,
-                frame_length: 88,
                 previous_word: 0,
                 code_word: 1,
                 instruction_word: 10,
@@ -101,12 +99,11 @@ impl Shape {
                 thread_frame: 56,
                 has_cframe: 1,
                 cframe_frame: 8,
-                frame_start: 8,
-                frame_length: 64,
-                code_word: 3,
-                previous_word: 5,
-                instruction_word: 6,
-                owner_word: 7,
+                frame_start: -16,
+                code_word: 6,
+                previous_word: 8,
+                instruction_word: 9,
+                owner_word: 10,
                 owner_shift: 40,
                 owner_skip_from: 256,
                 instruction_base: u64::MAX,
@@ -169,9 +166,9 @@ fn set_frame(
     previous: u64,
     has_owner: bool,
 ) {
-    let start = address_of(number) + u64::from(layout.frame_start);
+    let start = address_of(number).wrapping_add_signed(layout.frame_start.into());
     // Every other word is noise that must not matter.
-    for word in 0..u64::from(layout.frame_length / 8) {
+    for word in 0..WIDE_BYTES as u64 / 8 {
         image.set(start + word * 8, 0xdead_beef_0000_0000 | word);
     }
     let mut set = |word: u32, value: u64| image.set(start + u64::from(word) * 8, value);
@@ -301,7 +298,8 @@ fn an_unreadable_frame_is_marked() {
         // One word at the end of the frame is missing: a page that is not there.
         let layout = shape.layout();
         let mut broken = image(shape, &frames, NONE);
-        broken.0.remove(&(address_of(3) + u64::from(layout.frame_start + layout.frame_length) - 8));
+        let end = address_of(3).wrapping_add_signed(i64::from(layout.frame_start) + WIDE_BYTES as i64);
+        broken.0.remove(&(end - 8));
         let (seen, end) = walk_all(shape, &broken);
         assert_eq!((seen, end), (expected(&frames[..3], |_| true), end::FAILED_READ), "{shape:?}");
     }
@@ -436,14 +434,13 @@ proptest! {
     fn nonsense_ends(
         words in proptest::collection::vec(0_u64..64, 64),
         indices in proptest::array::uniform5(any::<u32>()),
-        length in 0_u32..=16,
         start in 0_u64..64,
     ) {
         let image = Image(words.iter().enumerate().map(|(at, word)| (at as u64 * 8, word * 8)).collect());
         let [code_word, previous_word, instruction_word, owner_word, owner_shift] = indices;
         let layout = Layout {
             code_word, previous_word, instruction_word, owner_word, owner_shift,
-            frame_length: length * 8, owner_skip_from: 3, ..Layout::default()
+            owner_skip_from: 3, ..Layout::default()
         };
         let mut seen = Seen::default();
         let end = walk(&image, &layout, Start { frame: start * 8, reason: end::NO_FRAME }, &mut seen);

@@ -1,7 +1,7 @@
 //! Reads of the traced process through `bpf_probe_read_user`.
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user};
-use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_WORDS, Wide};
+use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_BYTES, Wide};
 
 /// The memory of the process that runs now.
 pub struct UserMemory;
@@ -16,9 +16,9 @@ pub fn read_into(address: u64, length: u32, into: *mut u8) -> bool {
 
 impl Memory for UserMemory {
     #[inline(always)]
-    fn read_wide(&self, address: u64, length: u32, into: &mut Wide) -> bool {
-        const LIMIT: u32 = (WIDE_WORDS * 8) as u32 - 1;
-        read_into(address, 88, into.as_mut_ptr().cast())
+    fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
+        const { assert!(WIDE_BYTES <= size_of::<Wide>()) };
+        read_into(address, WIDE_BYTES as u32, into.as_mut_ptr().cast())
     }
 
     #[inline(always)]

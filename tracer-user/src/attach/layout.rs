@@ -1,6 +1,7 @@
 //! From an interpreter's layout to the one that the kernel half reads: offsets become words of one wide read.
 
 use tracer_ebpf::abi::Layout;
+use tracer_ebpf::memory::WIDE_BYTES;
 
 use crate::discover::Target;
 use crate::discover::layout::{FrameSource, InstructionKind, InterpreterLayout};
@@ -33,11 +34,10 @@ fn set_frame(layout: &mut Layout, row: &InterpreterLayout) {
     let frame = &row.frame;
     let owner = frame.owner.map(|owner| owner & !7);
     let fields = [Some(frame.code), Some(frame.previous), Some(frame.instruction), owner];
-    let start = fields.iter().flatten().copied().min().unwrap_or(0) & !7;
-    let end = fields.iter().flatten().copied().max().unwrap_or(0) + 8;
-    let word = |offset: u32| (offset - start) / 8;
+    let end = (fields.iter().flatten().copied().max().unwrap_or(0) & !7) + 8;
+    let start = end.cast_signed() - WIDE_BYTES as i32;
+    let word = |offset: u32| (offset.cast_signed() - start).cast_unsigned() / 8;
     layout.frame_start = start;
-    layout.frame_length = end - start;
     layout.code_word = word(frame.code);
     layout.previous_word = word(frame.previous);
     layout.instruction_word = word(frame.instruction);

@@ -12,7 +12,7 @@ use alloctrace::discover::target::Version;
 use alloctrace::discover::{Interpreter, MappedFile, Target};
 use anyhow::{Context as _, Result, bail, ensure};
 use tracer_ebpf::abi::{Layout, end};
-use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, Wide};
+use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_BYTES, Wide};
 use tracer_ebpf::walk::{Visited, Visitor, innermost, locked_thread_state, thread_state, walk};
 
 /// A recording.
@@ -139,8 +139,8 @@ impl Memory for Image {
         std::array::from_fn(|word| self.word_or_zero(address + 8 * word as u64))
     }
 
-    fn read_wide(&self, address: u64, length: u32, into: &mut Wide) -> bool {
-        let words = into.iter_mut().take(length as usize / 8).zip(0..);
+    fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
+        let words = into.iter_mut().take(WIDE_BYTES / 8).zip(0..);
         words
             .map(|(word, index)| self.read_word(address + 8 * index).map(|read| *word = read))
             .all(|read| read.is_some())

@@ -11,7 +11,7 @@ use std::{env, fs};
 use alloctrace::discover;
 use alloctrace::discover::memory::{ProcessMemory, ReadMemory as _};
 use anyhow::{Context as _, Result, ensure};
-use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_WORDS, Wide};
+use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_BYTES, WIDE_WORDS, Wide};
 
 use crate::image::{Image, folder};
 use crate::support::{Interpreter, Target};
@@ -51,7 +51,7 @@ pub fn check(interpreter: &Interpreter) -> Result<()> {
 /// Reads, and keeps what it has read: of a frame its first words, whatever part of it the walk asks for.
 struct Recorder {
     memory: ProcessMemory,
-    frame_start: u32,
+    frame_start: i32,
     words: RefCell<BTreeMap<u64, u64>>,
 }
 
@@ -60,12 +60,12 @@ impl Memory for Recorder {
         std::array::from_fn(|word| self.word_or_zero(address + 8 * word as u64))
     }
 
-    fn read_wide(&self, address: u64, length: u32, into: &mut Wide) -> bool {
-        let frame = address - u64::from(self.frame_start);
+    fn read_wide(&self, address: u64, into: &mut Wide) -> bool {
+        let frame = address.wrapping_add_signed(-i64::from(self.frame_start));
         for index in 0..WIDE_WORDS as u64 {
             self.read_word(frame + 8 * index);
         }
-        let words = into.iter_mut().take(length as usize / 8).zip(0..);
+        let words = into.iter_mut().take(WIDE_BYTES / 8).zip(0..);
         words
             .map(|(word, index)| self.read_word(address + 8 * index).map(|read| *word = read))
             .all(|read| read.is_some())

@@ -5,6 +5,7 @@
 //! Include/internal/pycore_debug_offsets.h (3.13: pycore_runtime.h). It must not know files or processes: it is given the bytes.
 
 use super::{FrameSource, InstructionStore, InterpreterLayout, Offset, PublishedPlaces};
+use tracer_ebpf::memory::WIDE_BYTES;
 
 /// `_Py_Debug_Cookie`.
 const COOKIE: &[u8; 8] = b"xdebugpy";
@@ -159,8 +160,8 @@ impl Table<'_> {
     }
 
     fn frame(&self, row: &mut InterpreterLayout, places: &PublishedPlaces) -> Result<(), PublishedError> {
-        /// The kernel half reads so much of a frame at once (`WIDE_WORDS` words, `tracer-ebpf/src/memory.rs`).
-        const READ: u64 = 96;
+        /// The kernel half reads so much of a frame at once.
+        const READ: u64 = WIDE_BYTES as u64;
         let size = self.size(("interpreter_frame.size", places.frame_size))?.min(READ);
         let inside = |field, place, width| self.member((field, place), width, size);
         let frame = &mut row.frame;

@@ -1,0 +1,42 @@
+//! The verbs, and the file that each leads to.
+
+use crate::{bench, build_ebpf, cross, gen_offsets, setup, test, tidy, vm_test};
+use anyhow::Result;
+use clap::Subcommand;
+use std::process::ExitCode;
+
+/// What `cargo xtask` can do.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Build the eBPF objects that are checked in, or prove that they are what the sources give
+    BuildEbpf(build_ebpf::Args),
+    /// Build the release program for arm64 on this machine
+    Cross,
+    /// Bring what building the eBPF objects and running the tests takes
+    Setup,
+    /// Run all checks and tests
+    Test(test::Args),
+    /// Write the table of CPython's offsets from the headers of the interpreters that are installed
+    GenOffsets,
+    /// Measure what tracing costs
+    Bench(bench::Args),
+    /// Record programs on other kernels, in emulated machines
+    VmTest(vm_test::Args),
+    /// Check the rules of this repository that compilers do not know
+    Tidy,
+}
+
+/// Do it; how it went is the exit code of the process.
+pub fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Test(args) => return test::run(&args),
+        Verb::VmTest(args) => return vm_test::run(&args),
+        Verb::Bench(args) => return bench::run(&args),
+        Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
+        Verb::Cross => cross::run()?,
+        Verb::Setup => setup::run()?,
+        Verb::GenOffsets => gen_offsets::run()?,
+        Verb::Tidy => tidy::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
