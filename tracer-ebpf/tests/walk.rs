@@ -298,7 +298,8 @@ fn an_unreadable_frame_is_marked() {
         // One word at the end of the frame is missing: a page that is not there.
         let layout = shape.layout();
         let mut broken = image(shape, &frames, NONE);
-        let end = address_of(3).wrapping_add_signed(i64::from(layout.frame_start) + WIDE_BYTES as i64);
+        let end = address_of(3)
+            .wrapping_add_signed(i64::from(layout.frame_start) + (WIDE_BYTES as u64).cast_signed());
         broken.0.remove(&(end - 8));
         let (seen, end) = walk_all(shape, &broken);
         assert_eq!((seen, end), (expected(&frames[..3], |_| true), end::FAILED_READ), "{shape:?}");

@@ -164,8 +164,29 @@ fn finds_the_function_that_opens_pools() {
         RET,
     ]);
     let new = |block| PointKind::NewPoolBranch { block, pool: Register(0) };
-    // Without .eh_frame it is no function of its own: counted where it carves and where it takes an old list.
-    accepts(&words, &[(6, pop(held(19, 0), 0)), (14, new(held(5, 0))), (17, new(held(0, 48)))]);
+    // Without .eh_frame it is no function of its own: counted where it takes an old list, and where it carves behind the store of the class.
+    accepts(&words, &[(6, pop(held(19, 0), 0)), (14, new(held(5, 0))), (18, new(held(0, 48)))]);
+}
+
+/// Behind the store of the class stands the return that the other side jumps to: a probe there would count both.
+#[test]
+fn leaves_a_pool_that_is_carved_before_a_shared_end() {
+    let words = [
+        0x5280_0023, // mov w3, #1
+        0xb900_0003, // str w3, [x0]
+        0x6b04_02bf, // cmp w21, w4
+        0x5400_00a1, // b.ne .+20
+        0xf940_0405, // ldr x5, [x0, #8]
+        0xf940_00a6, // ldr x6, [x5]
+        0xf900_0406, // str x6, [x0, #8]
+        0x1400_0002, // b .+8
+        0x2904_8815, // stp w21, w2, [x0, #36]
+        RET,
+    ];
+    assert_eq!(find(&words).checks.cold_sites, 0);
+    let mut apart = words;
+    apart[7] = RET;
+    assert_eq!(find(&apart).checks.cold_sites, 1);
 }
 
 #[test]

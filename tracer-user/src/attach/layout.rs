@@ -35,7 +35,7 @@ fn set_frame(layout: &mut Layout, row: &InterpreterLayout) {
     let owner = frame.owner.map(|owner| owner & !7);
     let fields = [Some(frame.code), Some(frame.previous), Some(frame.instruction), owner];
     let end = (fields.iter().flatten().copied().max().unwrap_or(0) & !7) + 8;
-    let start = end.cast_signed() - WIDE_BYTES as i32;
+    let start = end.cast_signed() - (WIDE_BYTES as u32).cast_signed();
     let word = |offset: u32| (offset.cast_signed() - start).cast_unsigned() / 8;
     layout.frame_start = start;
     layout.code_word = word(frame.code);
