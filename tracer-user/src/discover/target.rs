@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{InterpreterLayout, PublishedError, layout};
 use super::memory::{Mapping, mappings};
 use crate::plan::FileOffset;
-use crate::plan::elf::Elf;
+use crate::plan::elf::{Elf, Machine};
 use crate::plan::thread_self_distance;
 
 /// Why a process cannot be traced.
@@ -275,6 +275,10 @@ fn look_into(pid: u32, file: &MappedFile, mapping: &Mapping) -> Result<Option<In
     };
     let row =
         layout(version.major, version.minor).ok_or(DiscoverError::UnsupportedVersion { pid, version })?;
+    let row = match elf.machine() {
+        Machine::Aarch64 => row.on_arm64(),
+        _ => *row,
+    };
     let table =
         elf.offset_of(runtime.address).and_then(|offset| bytes.get(usize::try_from(offset.0).ok()?..));
     let layout = row.with_published(table.unwrap_or_default()).map_err(|source| match source {

@@ -41,10 +41,6 @@ pub fn judge(guest: &Guest, console: &str) -> Vec<Cell> {
             Outcome::Failed(format!("it said nothing: {}", last_lines(console))),
         ));
     }
-    if !guest.traces {
-        let reason = "the tracer is not built for this architecture yet".to_owned();
-        cells.push(Cell::of(guest, "recordings", Outcome::Skipped(reason)));
-    }
     for cell in &mut cells {
         if let Some(release) = about("kernel").and_then(|value| value["release"].as_str()) {
             cell.kernel = release.to_owned();
@@ -207,8 +203,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn guest(full_preemption: bool, traces: bool) -> Guest {
-        Guest { architecture: Architecture::X86_64, kernel: "6.12", full_preemption, traces }
+    fn guest(full_preemption: bool) -> Guest {
+        Guest { architecture: Architecture::X86_64, kernel: "6.12", full_preemption }
     }
 
     fn kernel(preempt: &str) -> Value {
@@ -229,7 +225,7 @@ mod tests {
     }
 
     fn outcome_of(value: &Value) -> Outcome {
-        cell(&guest(false, true), value).unwrap().outcome
+        cell(&guest(false), value).unwrap().outcome
     }
 
     fn console(values: &[Value]) -> String {
@@ -238,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_right_recording_passes_and_keeps_its_figures() {
-        let cell = cell(&guest(false, true), &exact()).unwrap();
+        let cell = cell(&guest(false), &exact()).unwrap();
         assert_eq!(cell.outcome, Outcome::Passed);
         assert_eq!(cell.coverage, Some((1.0, 0.9995)));
         assert_eq!(cell.whole_stacks, Some(1.0));
@@ -283,7 +279,7 @@ mod tests {
             json!({"test": "log", "bad": []}),
             json!({"test": "end"}),
         ];
-        let cells = judge(&guest(false, true), &console(&end));
+        let cells = judge(&guest(false), &console(&end));
         let failed: Vec<_> = cells
             .iter()
             .filter(|cell| matches!(cell.outcome, Outcome::Failed(_)))
@@ -295,7 +291,7 @@ mod tests {
 
     #[test]
     fn preemption_that_was_not_had_is_no_result() {
-        let cells = judge(&guest(true, true), &console(&[kernel("")]));
+        let cells = judge(&guest(true), &console(&[kernel("")]));
         assert!(!cells.is_empty());
         assert!(
             cells
@@ -305,13 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_interpreter_and_a_missing_tracer_are_skipped() {
+    fn a_refused_interpreter_is_skipped() {
         let refused = outcome_of(&json!({"test": "exact-3.15", "refused": "not supported"}));
         assert_eq!(refused, Outcome::Skipped("not supported".to_owned()));
-        let cells = judge(&guest(false, false), &console(&[kernel("")]));
-        assert!(
-            cells.iter().any(|cell| cell.test == "recordings" && matches!(cell.outcome, Outcome::Skipped(_)))
-        );
     }
 
     #[test]

@@ -112,7 +112,8 @@ fn find(folder: &Path) -> Option<PathBuf> {
 fn unpack(files: &[PathBuf], to: &Path) -> Result<()> {
     let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
     let names = names.join("\n");
-    let list = to.with_extension("list");
+    // Appended: `6.1` and `6.12` have the same name before the dot.
+    let list = PathBuf::from(format!("{}.list", to.display()));
     if to.exists() && fs::read_to_string(&list).is_ok_and(|present| present == names) {
         return Ok(());
     }
