@@ -57,7 +57,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .filter(|guest| args.only.as_ref().is_none_or(|part| guest.name().contains(part.as_str())))
         .collect();
     let tracers = Tracers::build(&guests, args.release)?;
-    let store = Store::open(&sources, &folder)?;
+    let mut architectures = vec![Architecture::X86_64, Architecture::Arm64];
+    architectures.retain(|architecture| guests.iter().any(|guest| guest.architecture == *architecture));
+    let store = Store::open(&sources, &folder, &architectures)?;
     let cells = run_guests(&store, &tracers, &guests)?;
     let mut counts = Counts::default();
     for cell in &cells {

@@ -77,9 +77,10 @@ fn command(qemu: &Path, guest: &Guest, kernel: &Path, image: &Path) -> Invocatio
     let inside = |path: &str| qemu.join(path).display().to_string();
     let (program, console, machine) = match guest.architecture {
         Architecture::X86_64 => ("qemu-system-x86_64", "ttyS0", ["-machine", "q35", "-cpu", "max"]),
-        // A processor without pointer authentication, which is slow to emulate.
+        // A processor without pointer authentication, which is slow to emulate, and with an access flag that it sets itself, without which stacks are
+        // cut (docs/decisions/0008-arm64.md).
         Architecture::Arm64 => {
-            ("qemu-system-aarch64", "ttyAMA0", ["-machine", "virt,gic-version=3", "-cpu", "cortex-a72"])
+            ("qemu-system-aarch64", "ttyAMA0", ["-machine", "virt,gic-version=3", "-cpu", "neoverse-n1"])
         }
     };
     let preemption = if guest.full_preemption { " preempt=full" } else { "" };

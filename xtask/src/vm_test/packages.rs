@@ -35,35 +35,41 @@ pub struct Store {
 }
 
 impl Store {
-    /// Bring everything for both architectures.
-    pub fn open(sources: &Sources, folder: &Path) -> Result<Self> {
+    /// Bring what guests of these architectures need.
+    pub fn open(sources: &Sources, folder: &Path, architectures: &[Architecture]) -> Result<Self> {
         let store = Self { folder: folder.to_path_buf(), qemu: folder.join("qemu") };
-        for architecture in [Architecture::X86_64, Architecture::Arm64] {
-            let suites = KERNELS.map(|(_, suite)| suite);
-            let at = store.of(architecture);
-            let apt = PrivateApt::with(sources, &suites, Some(architecture.debian()), &at)?;
-            apt.update(&Machine)?;
-            if architecture == Architecture::X86_64 {
-                let names =
-                    apt.with_dependencies(&Machine, QEMU_SUITE, &["qemu-system-x86", "qemu-system-arm"])?;
-                let files = apt.download(&Machine, QEMU_SUITE, &names, &folder.join("qemu-packages"))?;
-                unpack(&files, &store.qemu)?;
-            }
-            let mut files = apt.download(
-                &Machine,
-                "sid",
-                &apt.with_dependencies(&Machine, "sid", &ROOT)?,
-                &at.join("packages"),
-            )?;
-            files.extend(apt.download(&Machine, "bookworm", &OLDER, &at.join("packages"))?);
-            unpack(&files, &store.root(architecture))?;
-            for (kernel, suite) in KERNELS {
-                let name = kernel_package(&apt, architecture, suite)?;
-                let files = apt.download(&Machine, suite, &[name], &at.join("packages"))?;
-                unpack(&files, &at.join(kernel))?;
-            }
+        store.bring_qemu(sources)?;
+        for architecture in architectures {
+            store.bring_guests(sources, *architecture)?;
         }
         Ok(store)
+    }
+
+    /// The host is x86_64; qemu's packages for it emulate both architectures.
+    fn bring_qemu(&self, sources: &Sources) -> Result<()> {
+        let apt = PrivateApt::new(sources, QEMU_SUITE, &self.folder.join("host"))?;
+        apt.update(&Machine)?;
+        let names = apt.with_dependencies(&Machine, QEMU_SUITE, &["qemu-system-x86", "qemu-system-arm"])?;
+        let files = apt.download(&Machine, QEMU_SUITE, &names, &self.folder.join("qemu-packages"))?;
+        unpack(&files, &self.qemu)
+    }
+
+    fn bring_guests(&self, sources: &Sources, architecture: Architecture) -> Result<()> {
+        let at = self.of(architecture);
+        let packages = at.join("packages");
+        let suites = KERNELS.map(|(_, suite)| suite);
+        let apt = PrivateApt::with(sources, &suites, Some(architecture.debian()), &at)?;
+        apt.update(&Machine)?;
+        let names = apt.with_dependencies(&Machine, "sid", &ROOT)?;
+        let mut files = apt.download(&Machine, "sid", &names, &packages)?;
+        files.extend(apt.download(&Machine, "bookworm", &OLDER, &packages)?);
+        unpack(&files, &self.root(architecture))?;
+        for (kernel, suite) in KERNELS {
+            let name = kernel_package(&apt, architecture, suite)?;
+            let files = apt.download(&Machine, suite, &[name], &packages)?;
+            unpack(&files, &at.join(kernel))?;
+        }
+        Ok(())
     }
 
     /// Folder of an architecture.
