@@ -289,8 +289,8 @@ fn finds_inlined_pool_opening() {
         code.op(|a| a.cmp(esi, ebx));
         let mut reuse = code.label();
         code.op(|a| a.je(reuse));
-        code.mark();
         code.op(|a| a.mov(dword_ptr(rcx + 0x24), ebx));
+        code.mark();
         code.op(CodeAssembler::ret);
         code.place(&mut reuse);
         code.op(|a| a.mov(rdx, qword_ptr(rcx + 8)));
