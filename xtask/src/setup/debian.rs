@@ -6,6 +6,7 @@ use crate::command::{Invocation, Runner};
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const NO_DEBIAN: &str = "this machine has no apt sources of Debian to take a mirror from";
@@ -144,6 +145,18 @@ impl PrivateApt {
             .output(&self.invocation("apt-get").args(["update", "-qq"]))
             .map(drop)
             .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suites, self.mirror))
+    }
+
+    /// The same, unless it has been done in the last twelve hours: an update of three suites takes longer than the boot of a machine.
+    pub fn update_if_old(&self, runner: &impl Runner) -> Result<()> {
+        let stamp = self.folder.join("updated");
+        let age =
+            fs::metadata(&stamp).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age < Duration::from_hours(12)) {
+            return Ok(());
+        }
+        self.update(runner)?;
+        fs::write(&stamp, "").with_context(|| format!("failed to write `{}`", stamp.display()))
     }
 
     /// Versions of `package` in the suite, newest first as apt lists them.

@@ -48,7 +48,7 @@ impl Store {
     /// The host is x86_64; qemu's packages for it emulate both architectures.
     fn bring_qemu(&self, sources: &Sources) -> Result<()> {
         let apt = PrivateApt::new(sources, QEMU_SUITE, &self.folder.join("host"))?;
-        apt.update(&Machine)?;
+        apt.update_if_old(&Machine)?;
         let names = apt.with_dependencies(&Machine, QEMU_SUITE, &["qemu-system-x86", "qemu-system-arm"])?;
         let files = apt.download(&Machine, QEMU_SUITE, &names, &self.folder.join("qemu-packages"))?;
         unpack(&files, &self.qemu)
@@ -59,7 +59,7 @@ impl Store {
         let packages = at.join("packages");
         let suites = KERNELS.map(|(_, suite)| suite);
         let apt = PrivateApt::with(sources, &suites, Some(architecture.debian()), &at)?;
-        apt.update(&Machine)?;
+        apt.update_if_old(&Machine)?;
         let names = apt.with_dependencies(&Machine, "sid", &ROOT)?;
         let mut files = apt.download(&Machine, "sid", &names, &packages)?;
         files.extend(apt.download(&Machine, "bookworm", &OLDER, &packages)?);
