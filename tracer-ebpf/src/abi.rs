@@ -177,8 +177,8 @@ pub struct Layout {
     pub bytes_data: u32,
     /// `POOL_SIZE - 1`.
     pub pool_mask: u32,
-    /// Keeps the size a multiple of eight.
-    pub spare: u32,
+    /// What the C library subtracts from the thread pointer to get `pthread_self`: 0 on x86-64.
+    pub thread_self_distance: u32,
 }
 
 /// The first word of every record.

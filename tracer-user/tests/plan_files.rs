@@ -3,14 +3,15 @@
 //! A golden file is named by version and build id. An interpreter that is not here is reported as ignored; one that is here without a
 //! golden file fails, unless `ALLOCTRACE_BLESS=1` writes it.
 
-use std::fmt::Write as _;
+#[path = "plan_files/golden.rs"]
+mod golden;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use alloctrace::plan::elf::Elf;
-use alloctrace::plan::{InterpreterPlan, Operand, Plan, PointKind, Register, plan_interpreter, plan_malloc};
-use libtest_mimic::{Arguments, Failed, Trial};
+use alloctrace::plan::plan_interpreter;
+use golden::{build_id, golden, golden_path, interpreter_text, is_blessing, malloc_text};
+use libtest_mimic::{Arguments, Trial};
 
 /// Versions that pyenv may have, and the size of their pools.
 const PYENV: [(&str, u64); 6] = [
@@ -59,7 +60,7 @@ fn main() {
     trials.push(golden("debian-3.11", Path::new("/usr/bin/python3.11"), interpreter_text));
     trials.extend(unpacked());
     trials.push(golden("glibc", Path::new("/lib/x86_64-linux-gnu/libc.so.6"), malloc_text));
-    trials.extend(OTHERS.into_iter().map(no_points));
+    trials.extend(OTHERS.into_iter().map(nothing_in));
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -88,7 +89,7 @@ fn unpacked() -> impl Iterator<Item = Trial> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons").join(suite);
         let (label, path) = (format!("{suite}-{version}"), root.join(format!("usr/bin/python{version}")));
         let is_known = fs::read(&path).is_ok_and(|file| {
-            build_id(&file).is_some_and(|build_id| golden_file(&label, &build_id).exists()) || is_blessing()
+            build_id(&file).is_some_and(|build_id| golden_path(&label, &build_id).exists()) || is_blessing()
         });
         if is_known {
             return golden(&label, &path, interpreter_text);
@@ -103,122 +104,8 @@ fn unpacked() -> impl Iterator<Item = Trial> {
     })
 }
 
-fn is_blessing() -> bool {
-    std::env::var_os("ALLOCTRACE_BLESS").is_some_and(|value| value == "1")
-}
-
-fn golden_file(label: &str, build_id: &str) -> PathBuf {
-    let name = format!("{label}-{}.txt", &build_id[..build_id.len().min(12)]);
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/plan").join(name)
-}
-
-/// Compares what `describe` says of the file with the golden file.
-fn golden(
-    label: &str,
-    path: &Path,
-    describe: impl Fn(&[u8]) -> Result<String, Failed> + Send + 'static,
-) -> Trial {
-    let (label, path) = (label.to_owned(), path.to_owned());
-    let is_here = path.exists();
-    Trial::test(format!("golden::{label}"), move || {
-        let file = fs::read(&path)?;
-        let build_id = build_id(&file).ok_or("no build id")?;
-        let text = format!("{label} {build_id}\n{}", describe(&file)?);
-        let golden = golden_file(&label, &build_id);
-        if is_blessing() {
-            fs::write(&golden, &text)?;
-        }
-        let expected = fs::read_to_string(&golden)
-            .map_err(|error| format!("{}: {error}; ALLOCTRACE_BLESS=1 writes it", golden.display()))?;
-        if text == expected { Ok(()) } else { Err(difference(&expected, &text).into()) }
-    })
-    .with_ignored_flag(!is_here)
-}
-
-fn build_id(file: &[u8]) -> Option<String> {
-    let id = Elf::parse(file).ok()?.build_id()?;
-    Some(id.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
-}
-
-fn difference(expected: &str, found: &str) -> String {
-    let missing = expected.lines().filter(|line| !found.lines().any(|other| other == *line));
-    let new = found.lines().filter(|line| !expected.lines().any(|other| other == *line));
-    let lines = missing.map(|line| format!("-{line}\n")).chain(new.map(|line| format!("+{line}\n")));
-    format!(
-        "the plan differs from the golden file; ALLOCTRACE_BLESS=1 accepts it\n{}",
-        lines.collect::<String>()
-    )
-}
-
-fn interpreter_text(file: &[u8]) -> Result<String, Failed> {
-    let InterpreterPlan { plan, checks } = plan_interpreter(file).map_err(|error| error.to_string())?;
-    let mut text = format!(
-        "pops {} pushes {} cold sites {} cold callers {} pool size {}\n",
-        checks.pops,
-        checks.pushes,
-        checks.cold_sites,
-        checks.cold_callers.map_or("none".to_owned(), |callers| callers.to_string()),
-        checks.pool_size.map_or("unknown".to_owned(), |size| size.to_string()),
-    );
-    for note in &checks.notes {
-        let _ = writeln!(text, "note: {note}");
-    }
-    Ok(text + &points_text(&plan))
-}
-
-fn malloc_text(file: &[u8]) -> Result<String, Failed> {
-    Ok(points_text(&plan_malloc(file).map_err(|error| error.to_string())?))
-}
-
-fn points_text(plan: &Plan) -> String {
-    plan.points.iter().map(|point| format!("{:#x} {}\n", point.offset.0, kind_text(point.kind))).collect()
-}
-
-fn kind_text(kind: PointKind) -> String {
-    match kind {
-        PointKind::Pop { block, pool } => format!("pop block {} pool {}", operand(block), name(pool)),
-        PointKind::Push { block } => format!("push block {}", operand(block)),
-        PointKind::PopIndirect { block, pool } => {
-            format!("pop block at {} pool {}", operand(block), name(pool))
-        }
-        PointKind::PushIndirect { block } => format!("push block at {}", operand(block)),
-        PointKind::NewPoolReturn => "new pool, return".to_owned(),
-        PointKind::NewPoolBranch { block, pool } => {
-            format!("new pool block {} pool {}", operand(block), name(pool))
-        }
-        PointKind::Malloc(function) => format!("{function:?}"),
-    }
-}
-
-fn operand(operand: Operand) -> String {
-    match operand.displacement {
-        0 => name(operand.register).to_owned(),
-        displacement => format!("{}{displacement:+}", name(operand.register)),
-    }
-}
-
-fn name(register: Register) -> &'static str {
-    const NAMES: [&str; 16] = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
-        "r14", "r15",
-    ];
-    NAMES.get(usize::from(register.0)).copied().unwrap_or("no register")
-}
-
-/// A program without pymalloc has no points, and says nothing odd either.
-fn no_points(path: &'static str) -> Trial {
-    Trial::test(format!("nothing_in::{}", path.rsplit('/').next().unwrap_or(path)), move || {
-        let file = fs::read(path)?;
-        let start = Instant::now();
-        let InterpreterPlan { plan, checks } = plan_interpreter(&file).map_err(|error| error.to_string())?;
-        let took = start.elapsed();
-        match plan.points.is_empty() && checks.notes.is_empty() {
-            true => Ok(()),
-            false => Err(format!("after {took:?}: {plan:?} {checks:?}").into()),
-        }
-    })
-    .with_ignored_flag(!Path::new(path).exists())
+fn nothing_in(path: &'static str) -> Trial {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    Trial::test(format!("nothing_in::{name}"), move || golden::no_points(Path::new(path)))
+        .with_ignored_flag(!Path::new(path).exists())
 }

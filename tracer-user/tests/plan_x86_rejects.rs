@@ -5,7 +5,7 @@
 mod program;
 
 use alloctrace::plan::PlanNote;
-use alloctrace::plan::x86::Verdict;
+use alloctrace::plan::Verdict;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use program::{Program, find};

@@ -1,10 +1,11 @@
-//! Tasks of this repository that need more than one command. One file a verb; this one only parses and dispatches.
+//! Tasks of this repository that need more than one command. One file a verb; this one only parses, `verb.rs` dispatches.
 //! `cargo xtask test` is what a contributor and CI run; everything else is a part of it or prepares it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task runner talks to whoever runs it")]
 
 mod bench;
 mod build_ebpf;
 mod command;
+mod cross;
 mod gen_offsets;
 mod setup;
 mod test;
@@ -27,7 +28,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    Cli::parse().verb.run().unwrap_or_else(|error| {
+    verb::run(Cli::parse().verb).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })

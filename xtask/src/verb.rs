@@ -1,14 +1,17 @@
-//! The verbs of `cargo xtask`, and what each starts.
+//! The verbs, and the file that each leads to.
 
-use crate::{bench, build_ebpf, gen_offsets, setup, test, tidy, vm_test};
+use crate::{bench, build_ebpf, cross, gen_offsets, setup, test, tidy, vm_test};
 use anyhow::Result;
 use clap::Subcommand;
 use std::process::ExitCode;
 
+/// What `cargo xtask` can do.
 #[derive(Subcommand)]
 pub enum Verb {
     /// Build the eBPF objects that are checked in, or prove that they are what the sources give
     BuildEbpf(build_ebpf::Args),
+    /// Build the release program for arm64 on this machine
+    Cross,
     /// Bring what building the eBPF objects and running the tests takes
     Setup,
     /// Run all checks and tests
@@ -23,18 +26,17 @@ pub enum Verb {
     Tidy,
 }
 
-impl Verb {
-    /// Does it.
-    pub fn run(self) -> Result<ExitCode> {
-        match self {
-            Self::Test(args) => return test::run(&args),
-            Self::VmTest(args) => return vm_test::run(&args),
-            Self::Bench(args) => return bench::run(&args),
-            Self::BuildEbpf(args) => build_ebpf::run(&args)?,
-            Self::Setup => setup::run()?,
-            Self::GenOffsets => gen_offsets::run()?,
-            Self::Tidy => tidy::run()?,
-        }
-        Ok(ExitCode::SUCCESS)
+/// Do it; how it went is the exit code of the process.
+pub fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Test(args) => return test::run(&args),
+        Verb::VmTest(args) => return vm_test::run(&args),
+        Verb::Bench(args) => return bench::run(&args),
+        Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
+        Verb::Cross => cross::run()?,
+        Verb::Setup => setup::run()?,
+        Verb::GenOffsets => gen_offsets::run()?,
+        Verb::Tidy => tidy::run()?,
     }
+    Ok(ExitCode::SUCCESS)
 }

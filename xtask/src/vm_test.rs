@@ -15,7 +15,7 @@ mod results;
 use crate::command::{Invocation, Machine, Runner as _};
 use crate::setup::debian::Sources;
 use crate::test::counts::Counts;
-use crate::workspace;
+use crate::{cross, workspace};
 use anyhow::{Context as _, Result};
 use machine::{Architecture, Guest};
 use packages::Store;
@@ -24,9 +24,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-/// Whether the tracer can be built for arm64. Until it can, arm64 guests only show that the kernels and interpreters run, and their recordings are
-/// reported as skipped.
-const TRACES_ARM64: bool = false;
 /// Machines at once: an emulated machine of two processors leaves half of the host's idle.
 const AT_ONCE: usize = 2;
 
@@ -55,13 +52,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let folder = workspace::scratch().join("vm");
     let sources = Sources::read(Path::new("/"));
-    let tracer = build_tracer(args.release)?;
-    let store = Store::open(&sources, &folder)?;
     let guests: Vec<Guest> = guests()
         .into_iter()
         .filter(|guest| args.only.as_ref().is_none_or(|part| guest.name().contains(part.as_str())))
         .collect();
-    let cells = run_guests(&store, &tracer, &guests)?;
+    let tracers = Tracers::build(&guests, args.release)?;
+    let mut architectures = vec![Architecture::X86_64, Architecture::Arm64];
+    architectures.retain(|architecture| guests.iter().any(|guest| guest.architecture == *architecture));
+    let store = Store::open(&sources, &folder, &architectures)?;
+    let cells = run_guests(&store, &tracers, &guests)?;
     let mut counts = Counts::default();
     for cell in &cells {
         match cell.outcome {
@@ -82,19 +81,40 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn guests() -> Vec<Guest> {
     let mut guests = Vec::new();
     for architecture in [Architecture::X86_64, Architecture::Arm64] {
-        let traces = architecture == Architecture::X86_64 || TRACES_ARM64;
         for (kernel, _) in packages::KERNELS {
-            guests.push(Guest { architecture, kernel, full_preemption: false, traces });
-            if traces {
-                guests.push(Guest { architecture, kernel, full_preemption: true, traces });
-            }
+            guests.push(Guest { architecture, kernel, full_preemption: false });
+            guests.push(Guest { architecture, kernel, full_preemption: true });
         }
     }
     guests
 }
 
+/// The tracer's programs, for the guests that there are.
+struct Tracers {
+    x86_64: Option<PathBuf>,
+    arm64: Option<PathBuf>,
+}
+
+impl Tracers {
+    fn build(guests: &[Guest], release: bool) -> Result<Self> {
+        let wants = |architecture| guests.iter().any(|guest| guest.architecture == architecture);
+        let x86_64 = wants(Architecture::X86_64).then(|| build_here(release)).transpose()?;
+        // Not stripped: the host's program for that may not know arm64, and a guest reads 20 MB in no time.
+        let arm64 = wants(Architecture::Arm64).then(|| cross::build(&Machine)).transpose()?;
+        Ok(Self { x86_64, arm64 })
+    }
+
+    fn of(&self, guest: &Guest) -> Result<&Path> {
+        let tracer = match guest.architecture {
+            Architecture::X86_64 => &self.x86_64,
+            Architecture::Arm64 => &self.arm64,
+        };
+        tracer.as_deref().with_context(|| format!("there is no tracer for `{}`", guest.name()))
+    }
+}
+
 /// The tracer for this machine, without its debug information.
-fn build_tracer(release: bool) -> Result<PathBuf> {
+fn build_here(release: bool) -> Result<PathBuf> {
     let root = workspace::root();
     let mut build = Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
         .args(["build", "--quiet", "--locked", "--package", "alloctrace", "--bin", "alloctrace"])
@@ -112,14 +132,14 @@ fn build_tracer(release: bool) -> Result<PathBuf> {
 }
 
 /// Run all guests, some at once, and print each as it ends.
-fn run_guests(store: &Store, tracer: &Path, guests: &[Guest]) -> Result<Vec<Cell>> {
+fn run_guests(store: &Store, tracers: &Tracers, guests: &[Guest]) -> Result<Vec<Cell>> {
     let left = Mutex::new(guests.iter().enumerate());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some((number, guest)) = next(&left) {
-                    let cells = run_guest(store, tracer, guest);
+                    let cells = run_guest(store, tracers, guest);
                     cells.iter().for_each(|cell| println!("{cell}"));
                     if let Ok(mut done) = done.lock() {
                         done.push((number, cells));
@@ -138,10 +158,10 @@ fn next<'a, I: Iterator<Item = (usize, &'a Guest)>>(left: &Mutex<I>) -> Option<(
 }
 
 /// Run one guest and judge it. What keeps it from running at all is a failure of one cell.
-fn run_guest(store: &Store, tracer: &Path, guest: &Guest) -> Vec<Cell> {
+fn run_guest(store: &Store, tracers: &Tracers, guest: &Guest) -> Vec<Cell> {
     let told = store
         .kernel(guest)
-        .and_then(|kernel| Ok((kernel, image::build(store, guest, tracer)?)))
+        .and_then(|kernel| Ok((kernel, image::build(store, guest, tracers.of(guest)?)?)))
         .and_then(|(kernel, image)| machine::run(&store.qemu, guest, &kernel, &image));
     match told {
         Ok(console) => {

@@ -50,11 +50,11 @@ impl Memory for UserMemory {
     }
 }
 
-/// The running thread's `pthread_self()`, 0 when it cannot be read: on both architectures the C library finds it by the thread pointer, which is the
-/// address itself on x86-64 (arm64 subtracts the size of `struct pthread`, so its value is compared by `thread_state` only
-/// after userspace has put that distance into the layout).
+/// The running thread's `pthread_self()`, 0 when it cannot be read: on both architectures the C library finds it by the thread pointer. `distance` is
+/// what it subtracts from that: nothing on x86-64, the size of its `struct pthread` on arm64. There the word is from the last time that the thread was
+/// switched out (arch/arm64/kernel/process.c, tls_preserve_current_state), 0 before; a thread's pointer never changes once it is set.
 #[inline(always)]
-pub fn thread_pointer(offset_in_task: u64) -> u64 {
+pub fn thread_self(offset_in_task: u64, distance: u64) -> u64 {
     let mut pointer = 0u64;
     // SAFETY: the helper returns the address of the current task and cannot fail.
     let task = unsafe { bpf_get_current_task() };
@@ -62,5 +62,5 @@ pub fn thread_pointer(offset_in_task: u64) -> u64 {
     unsafe {
         bpf_probe_read_kernel((&raw mut pointer).cast(), 8, task.wrapping_add(offset_in_task) as *const _)
     };
-    pointer
+    if pointer == 0 { 0 } else { pointer.wrapping_sub(distance) }
 }

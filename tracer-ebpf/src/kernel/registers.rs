@@ -67,7 +67,7 @@ pub fn result(context: &ProbeContext) -> u64 {
     read!(context, 80)
 }
 
-/// The register with this number, `x0` to `x30`. Offsets: `struct user_pt_regs`, arch/arm64/include/uapi/asm/ptrace.h.
+/// The register with this number, `x0` to `x30`, and `sp` as 31. Offsets: `struct user_pt_regs`, arch/arm64/include/uapi/asm/ptrace.h.
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
 pub fn register(context: &ProbeContext, number: u8) -> u64 {
@@ -103,6 +103,7 @@ pub fn register(context: &ProbeContext, number: u8) -> u64 {
         28 => read!(context, 224),
         29 => read!(context, 232),
         30 => read!(context, 240),
+        31 => read!(context, 248),
         _ => 0,
     }
 }

@@ -11,7 +11,7 @@ use tracer_ebpf::tables::{Settings, Tables as _, Thread, Totals};
 use tracer_ebpf::walk::{Identity, Start, innermost, locked_thread_state, thread_state, walk_part};
 
 use super::maps::{DEFINE, KernelTables, globals, layout, own_thread, programs, settings, totals};
-use super::memory::{UserMemory, thread_pointer};
+use super::memory::{UserMemory, thread_self};
 
 /// Frames that one run walks: the verifier follows each, so that a quarter of the deepest stack loads in a quarter of the time.
 /// A deeper stack goes on by a tail call, 0.1 us for each 32 frames that take 2.
@@ -78,7 +78,8 @@ impl Event {
             locked_thread_state(&UserMemory, layout)
         } else {
             let offset = self.settings.thread_pointer_offset.load();
-            thread_state(&UserMemory, layout, proved, thread_pointer(offset))
+            let own = thread_self(offset, u64::from(layout.thread_self_distance));
+            thread_state(&UserMemory, layout, proved, own)
         };
         match state {
             Err(reason) => Start { frame: 0, reason },

@@ -104,7 +104,7 @@ pub fn thread_pointer_offset(types: &KernelTypes<'_>) -> Option<u64> {
     let thread = types.member_offset("task_struct", "thread")?;
     #[cfg(target_arch = "x86_64")]
     let inner = types.member_offset("thread_struct", "fsbase")?;
-    // `uw` is an unnamed structure whose first member is `tp_value` (arch/arm64/include/asm/processor.h).
+    // `uw` is a structure whose first member is `tp_value` (arch/arm64/include/asm/processor.h, struct thread_struct).
     #[cfg(target_arch = "aarch64")]
     let inner = types.member_offset("thread_struct", "uw")?;
     Some(thread + inner)

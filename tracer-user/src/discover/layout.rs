@@ -1,10 +1,10 @@
 //! Where CPython keeps what the walk, the resolver and the census read: one row of offsets a minor version.
 //!
 //! Every number is what `offsetof` says over the interpreters' own headers (64-bit, GIL builds, release): `cargo xtask gen-offsets`
-//! writes the rows, and `tests/interpreters/layout.rs` compiles them again. Offsets are equal on x86_64 and arm64 (both LP64), with one
-//! exception that the field's documentation names. From 3.13 on an interpreter publishes most of its offsets itself, and those are taken
+//! writes the rows, and `tests/interpreters/layout.rs` compiles them again. They are for x86_64; on arm64 a few differ (`arm64.rs`). From 3.13 on an interpreter publishes most of its offsets itself, and those are taken
 //! (`published.rs`). This file must not read memory: it is data and arithmetic only.
 
+mod arm64;
 mod published;
 mod rows;
 

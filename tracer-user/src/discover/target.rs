@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use super::layout::{InterpreterLayout, PublishedError, layout};
 use super::memory::{Mapping, mappings};
 use crate::plan::FileOffset;
-use crate::plan::elf::Elf;
+use crate::plan::elf::{Elf, Machine};
+use crate::plan::thread_self_distance;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +142,8 @@ pub struct Target {
     pub interpreter: Interpreter,
     /// The C library that it has mapped.
     pub c_library: Option<MappedFile>,
+    /// How far below the thread pointer `pthread_self` is there; 0 where it is not known, which is right on x86-64.
+    pub thread_self_distance: u32,
 }
 
 impl Target {
@@ -164,8 +167,18 @@ impl Target {
                 name.starts_with("libc.so") || name.starts_with("libc-") || name.starts_with("ld-musl");
             is_c_library.then(|| with_bias(file, mapping)).flatten()
         });
-        Ok(Self { pid, command, interpreter, c_library })
+        let thread_self_distance = c_library.as_ref().map_or(0, known_distance);
+        Ok(Self { pid, command, interpreter, c_library, thread_self_distance })
     }
+}
+
+/// Without the distance threads cannot prove themselves, so stacks of malloc blocks are missing (`end::FOREIGN_THREAD`): said once.
+fn known_distance(c_library: &MappedFile) -> u32 {
+    let bytes = std::fs::read(&c_library.path).unwrap_or_default();
+    thread_self_distance(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(file = c_library.name, %error, "memory from malloc will have no Python stacks");
+        0
+    })
 }
 
 fn read_error(proc_root: &Path, pid: u32, what: &str, source: io::Error) -> DiscoverError {
@@ -262,6 +275,10 @@ fn look_into(pid: u32, file: &MappedFile, mapping: &Mapping) -> Result<Option<In
     };
     let row =
         layout(version.major, version.minor).ok_or(DiscoverError::UnsupportedVersion { pid, version })?;
+    let row = match elf.machine() {
+        Machine::Aarch64 => row.on_arm64(),
+        _ => *row,
+    };
     let table =
         elf.offset_of(runtime.address).and_then(|offset| bytes.get(usize::try_from(offset.0).ok()?..));
     let layout = row.with_published(table.unwrap_or_default()).map_err(|source| match source {

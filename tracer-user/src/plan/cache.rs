@@ -149,7 +149,7 @@ impl Cached for InterpreterPlan {
 }
 
 fn names_registers(kind: PointKind) -> bool {
-    let exists = |register: Register| register.0 <= 30;
+    let exists = |register: Register| register.0 <= 31;
     match kind {
         PointKind::Pop { block, pool }
         | PointKind::PopIndirect { block, pool }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::elf::{Elf, FunctionExtent, extent_of};
-use super::x86::{ColdSite, Findings, References, Site, Verdict, find, references};
+use super::finder::{ColdSite, Findings, InstructionSet, References, Site, Verdict, find, references};
 use super::{FileOffset, Plan, Point, PointKind};
 
 /// An interpreter's probe points and what speaks for or against them.
@@ -89,9 +89,9 @@ pub enum PlanNote {
     },
 }
 
-/// Plans an x86-64 interpreter.
-pub fn plan_x86_interpreter(elf: &Elf<'_>) -> InterpreterPlan {
-    let Findings { sites, cold_sites, is_cut } = find(elf);
+/// Plans an interpreter of this instruction set.
+pub fn plan_interpreter<Set: InstructionSet>(elf: &Elf<'_>) -> InterpreterPlan {
+    let Findings { sites, cold_sites, is_cut } = find::<Set>(elf);
     let mut checks = InterpreterChecks { cold_sites: cold_sites.len(), ..InterpreterChecks::default() };
     let mut points = Vec::new();
     for site in &sites {
@@ -102,7 +102,7 @@ pub fn plan_x86_interpreter(elf: &Elf<'_>) -> InterpreterPlan {
     checks.pushes = points.len() - checks.pops;
     // A file with neither pops nor pushes has no pools to open; look-alikes of the cold path mean nothing there.
     if !points.is_empty() {
-        take_cold_sites(elf, &sites, &cold_sites, &mut points, &mut checks);
+        take_cold_sites::<Set>(elf, &sites, &cold_sites, &mut points, &mut checks);
     }
     checks.notes.extend(is_cut.then_some(PlanNote::Cut));
     judge(&mut checks);
@@ -155,7 +155,7 @@ fn drop_ambiguous(points: &mut Vec<Point>, checks: &mut InterpreterChecks) {
 }
 
 /// Counts new pools by the return of the function that opens them, where there is one of its own, or else where it is inlined.
-fn take_cold_sites(
+fn take_cold_sites<Set: InstructionSet>(
     elf: &Elf<'_>,
     sites: &[Site],
     cold_sites: &[ColdSite],
@@ -165,7 +165,7 @@ fn take_cold_sites(
     let functions = elf.functions();
     for cold in cold_sites {
         let own = extent_of(&functions, cold.store).filter(|function| !holds_pop(sites, *function));
-        let entry = own.map(|function| (function.start, references(elf, function.start)));
+        let entry = own.map(|function| (function.start, references::<Set>(elf, function.start)));
         // Only what is called has a return address on top of the stack at its first instruction. A part of a function that was
         // split off has an extent too, but is jumped to: a return probe there would overwrite a local variable.
         match entry.filter(|(_, references)| references.calls > 0) {

@@ -2,16 +2,23 @@
 //!
 //! Pure: bytes in, [`Plan`] out. It must not know processes, kernels or probes that are already there.
 
+mod aarch64;
 pub mod cache;
 pub mod elf;
+mod finder;
 mod interpreter;
 mod malloc;
-pub mod x86;
+mod thread_self;
+mod x86;
 
+pub use finder::Verdict;
 pub use interpreter::{InterpreterChecks, InterpreterPlan, PlanNote};
+pub use thread_self::{ThreadSelfError, thread_self_distance};
 
 use serde::{Deserialize, Serialize};
 
+use self::aarch64::Aarch64;
+use self::x86::X86;
 use elf::{Elf, ElfError, Machine};
 
 /// Why there is no plan.
@@ -21,7 +28,7 @@ pub enum PlanError {
     #[error(transparent)]
     Elf(#[from] ElfError),
     /// No finder for this instruction set.
-    #[error("unsupported architecture: {machine:?}; only x86-64 files can be planned so far")]
+    #[error("unsupported architecture: {machine:?}; only x86-64 and arm64 files can be planned")]
     UnsupportedArchitecture {
         /// What the file is for.
         machine: Machine,
@@ -30,21 +37,21 @@ pub enum PlanError {
 
 /// Plans the pymalloc points of an interpreter or libpython. A file without pymalloc gives an empty plan.
 pub fn plan_interpreter(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
-    let elf = checked(file)?;
-    Ok(interpreter::plan_x86_interpreter(&elf))
+    let elf = Elf::parse(file)?;
+    match elf.machine() {
+        Machine::X86_64 => Ok(interpreter::plan_interpreter::<X86>(&elf)),
+        Machine::Aarch64 => Ok(interpreter::plan_interpreter::<Aarch64>(&elf)),
+        machine @ Machine::Other(_) => Err(PlanError::UnsupportedArchitecture { machine }),
+    }
 }
 
 /// Plans the malloc family that a C library (or any other allocator library) exports. A file that exports none gives an empty plan.
 pub fn plan_malloc(file: &[u8]) -> Result<Plan, PlanError> {
-    let elf = checked(file)?;
-    Ok(malloc::plan_x86_malloc(&elf))
-}
-
-fn checked(file: &[u8]) -> Result<Elf<'_>, PlanError> {
     let elf = Elf::parse(file)?;
     match elf.machine() {
-        Machine::X86_64 => Ok(elf),
-        machine => Err(PlanError::UnsupportedArchitecture { machine }),
+        Machine::X86_64 => Ok(malloc::plan_malloc::<X86>(&elf)),
+        Machine::Aarch64 => Ok(malloc::plan_malloc::<Aarch64>(&elf)),
+        machine @ Machine::Other(_) => Err(PlanError::UnsupportedArchitecture { machine }),
     }
 }
 
@@ -52,7 +59,7 @@ fn checked(file: &[u8]) -> Result<Elf<'_>, PlanError> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileOffset(pub u64);
 
-/// A general register by its hardware number: x86-64 `rax rcx rdx rbx rsp rbp rsi rdi r8..r15` are 0..=15, arm64 `x0..x30` are 0..=30.
+/// A general register by its hardware number: x86-64 `rax rcx rdx rbx rsp rbp rsi rdi r8..r15` are 0..=15, arm64 `x0..x30` are 0..=30 and `sp` is 31.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Register(pub u8);
 

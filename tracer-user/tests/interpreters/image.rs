@@ -87,7 +87,8 @@ impl Image {
         let file = MappedFile { path: PathBuf::new(), name: String::new(), bias: 0 };
         let version = Version { major: 3, minor: self.minor, micro: None };
         let interpreter = Interpreter { file, version, layout: row, runtime: 0 };
-        let target = Target { pid: 1, command: String::new(), interpreter, c_library: None };
+        let target =
+            Target { pid: 1, command: String::new(), interpreter, c_library: None, thread_self_distance: 0 };
         Ok((kernel_layout(&target, self.pointer), row))
     }
 

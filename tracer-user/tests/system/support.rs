@@ -96,8 +96,8 @@ pub fn cannot_trace() -> Option<String> {
     if env::var_os("ALLOCTRACE_UNPRIVILEGED").is_some() {
         return Some("left out on request".to_owned());
     }
-    if !cfg!(target_arch = "x86_64") {
-        return Some("probe points are found in x86_64 code only".to_owned());
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return Some("probe points are found in x86_64 and arm64 code only".to_owned());
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Some("the kernel has no type information".to_owned());

@@ -6,6 +6,7 @@ use crate::command::{Invocation, Runner};
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const NO_DEBIAN: &str = "this machine has no apt sources of Debian to take a mirror from";
@@ -26,6 +27,11 @@ struct Entry {
 }
 
 impl Sources {
+    /// Whether there is a mirror to take packages from.
+    pub fn has_mirror(&self) -> bool {
+        self.mirror.is_some()
+    }
+
     /// Read the machine's apt configuration below `root`.
     pub fn read(root: &Path) -> Self {
         let release = fs::read_to_string(root.join("etc/os-release")).unwrap_or_default();
@@ -141,40 +147,16 @@ impl PrivateApt {
             .with_context(|| format!("cannot reach Debian's {} at `{}`", self.suites, self.mirror))
     }
 
-    /// The names of `packages` of a suite and of all that they depend on.
-    pub fn closure(&self, runner: &impl Runner, suite: &str, packages: &[&str]) -> Result<Vec<String>> {
-        let install = ["install", "-y", "-t", suite, "--no-install-recommends", "--print-uris", "-qq"];
-        let text = runner.output(&self.invocation("apt-get").args(install).args(packages.to_vec()))?;
-        // 'http://MIRROR/pool/FILE' NAME_VERSION_ARCHITECTURE.deb SIZE SUM
-        let name = |line: &str| {
-            let file = line.strip_prefix('\'')?.split_whitespace().nth(1)?;
-            Some(file.split_once('_')?.0.to_owned())
-        };
-        let mut names: Vec<String> = text.lines().filter_map(name).collect();
-        names.sort();
-        names.dedup();
-        Ok(names)
-    }
-
-    /// Download packages of a suite into `folder` unless they are there, and return the files.
-    pub fn download(
-        &self,
-        runner: &impl Runner,
-        suite: &str,
-        names: &[String],
-        folder: &Path,
-    ) -> Result<Vec<PathBuf>> {
-        fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
-        let asked = names.iter().map(|name| format!("{name}/{suite}"));
-        let command = self.invocation("apt-get").args(["download", "-qq"]).args(asked.clone());
-        let uris = runner.output(&command.clone().args(["--print-uris"]))?;
-        let files =
-            uris.lines().filter_map(|line| line.split_whitespace().nth(1)).map(|file| folder.join(file));
-        let files: Vec<PathBuf> = files.collect();
-        if !files.iter().all(|file| file.exists()) {
-            runner.output(&command.directory(folder))?;
+    /// The same, unless it has been done in the last twelve hours: an update of three suites takes longer than the boot of a machine.
+    pub fn update_if_old(&self, runner: &impl Runner) -> Result<()> {
+        let stamp = self.folder.join("updated");
+        let age =
+            fs::metadata(&stamp).and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age < Duration::from_hours(12)) {
+            return Ok(());
         }
-        Ok(files)
+        self.update(runner)?;
+        fs::write(&stamp, "").with_context(|| format!("failed to write `{}`", stamp.display()))
     }
 
     /// Versions of `package` in the suite, newest first as apt lists them.
@@ -199,48 +181,64 @@ impl PrivateApt {
         Ok(unpacked)
     }
 
-    /// `packages` and all that they depend on: on a machine that has nothing, as this apt sees it, that is what it would install.
-    pub fn with_dependencies(&self, runner: &impl Runner, packages: &[String]) -> Result<Vec<String>> {
-        let install = ["install", "-y", "-qq", "--no-install-recommends", "--print-uris"];
-        let uris = runner
-            .output(&self.invocation("apt-get").args(install).args(packages.iter().map(String::as_str)))?;
-        let name = |line: &str| {
-            let file = line.strip_prefix('\'')?.split_whitespace().nth(1)?;
-            Some(file.split_once('_')?.0.to_owned())
-        };
-        let names: Vec<String> = uris.lines().filter_map(name).collect();
-        ensure!(!names.is_empty(), "Debian's {} has no packages {}", self.suites, packages.join(", "));
+    /// The names of `packages` of a suite and of all that they depend on, sorted: on a machine that has nothing, as this apt sees it, that is
+    /// what it would install.
+    pub fn with_dependencies(
+        &self,
+        runner: &impl Runner,
+        suite: &str,
+        packages: &[impl AsRef<str>],
+    ) -> Result<Vec<String>> {
+        let install = ["install", "-y", "-t", suite, "--no-install-recommends", "--print-uris", "-qq"];
+        let asked = packages.iter().map(AsRef::as_ref);
+        let uris = runner.output(&self.invocation("apt-get").args(install).args(asked))?;
+        let name = |line: &str| Some(uri_file(line)?.split_once('_')?.0.to_owned());
+        let mut names: Vec<String> = uris.lines().filter_map(name).collect();
+        ensure!(!names.is_empty(), "Debian's {suite} has no packages {}", list(packages));
+        names.sort();
+        names.dedup();
         Ok(names)
     }
 
-    /// Download `packages` and unpack the part of each that lies below `part` (`./` for all) into `root`. What links `root` has, as
-    /// those of a merged `/usr`, stay.
+    /// Download packages of a suite into `folder` unless they are there, and return the files.
+    pub fn download(
+        &self,
+        runner: &impl Runner,
+        suite: &str,
+        packages: &[impl AsRef<str>],
+        folder: &Path,
+    ) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
+        let asked = packages.iter().map(|name| format!("{}/{suite}", name.as_ref()));
+        let command = self.invocation("apt-get").args(["download", "-qq"]).args(asked);
+        let uris = runner.output(&command.clone().args(["--print-uris"]))?;
+        let files: Vec<PathBuf> = uris.lines().filter_map(uri_file).map(|file| folder.join(file)).collect();
+        ensure!(files.len() >= packages.len(), "Debian's {suite} lacks packages of {}", list(packages));
+        if !files.iter().all(|file| file.exists()) {
+            runner.output(&command.directory(folder))?;
+        }
+        Ok(files)
+    }
+
+    /// Download packages of a suite, unpack the part of each that lies below `part` (`./` for all) into `root`, and keep no archive.
     pub fn unpack_into(
         &self,
         runner: &impl Runner,
-        packages: &[String],
+        suite: &str,
+        packages: &[impl AsRef<str>],
         root: &Path,
         part: &str,
     ) -> Result<()> {
-        let folder = self.folder.join("archives");
-        for path in [&folder, root] {
-            fs::create_dir_all(path).with_context(|| format!("failed to create `{}`", path.display()))?;
-        }
-        let download = self.invocation("apt-get").args(["download", "-qq"]).directory(&folder);
-        runner.output(&download.args(packages.iter().map(String::as_str)))?;
-        for package in packages {
-            let archive = find_archive(&folder, &format!("{package}_"))
-                .with_context(|| format!("`{package}` was not downloaded to `{}`", folder.display()))?;
-            let line = "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --directory \"$2\" --keep-directory-symlink \"$3\"";
-            let paths = [archive.display().to_string(), root.display().to_string(), part.to_owned()];
-            runner.output(&Invocation::new("sh").args(["-c", line, "sh"]).args(paths))?;
+        for archive in self.download(runner, suite, packages, &self.folder.join("archives"))? {
+            unpack_archive(runner, &archive, root, part)?;
             fs::remove_file(&archive).with_context(|| format!("failed to remove `{}`", archive.display()))?;
         }
         Ok(())
     }
 
     fn archive(&self) -> Option<PathBuf> {
-        find_archive(&self.folder, "")
+        let mut paths = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+        paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
     }
 
     fn invocation(&self, program: &str) -> Invocation {
@@ -250,13 +248,23 @@ impl PrivateApt {
     }
 }
 
-/// A package in `folder` whose file's name begins with `start`.
-fn find_archive(folder: &Path, start: &str) -> Option<PathBuf> {
-    let mut paths = fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    paths.find(|path| {
-        path.extension().is_some_and(|extension| extension == "deb")
-            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start))
-    })
+/// Unpack the part of a package that lies below `part` (`./` for all) into `root`. What links `root` has, as those of a merged `/usr`, stay:
+/// `dpkg-deb -x` would replace them by the folders of older packages.
+pub fn unpack_archive(runner: &impl Runner, archive: &Path, root: &Path, part: &str) -> Result<()> {
+    fs::create_dir_all(root).with_context(|| format!("failed to create `{}`", root.display()))?;
+    let line =
+        "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --keep-directory-symlink --no-same-owner \"$3\"";
+    let paths = [archive.display().to_string(), root.display().to_string(), part.to_owned()];
+    runner.output(&Invocation::new("sh").args(["-c", line, "unpack"]).args(paths)).map(drop)
+}
+
+/// The file that a line of `--print-uris` names: `'http://MIRROR/pool/FILE' NAME_VERSION_ARCHITECTURE.deb SIZE SUM`.
+fn uri_file(line: &str) -> Option<&str> {
+    line.strip_prefix('\'')?.split_whitespace().nth(1)
+}
+
+fn list(packages: &[impl AsRef<str>]) -> String {
+    packages.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
 }
 
 fn configuration(folder: &Path) -> String {
@@ -306,5 +314,21 @@ mod tests {
         PrivateApt::new(&Sources::parse(RELEASE, &[line]), "trixie-backports", folder.path()).unwrap();
         let written = fs::read_to_string(folder.path().join("sources.list")).unwrap();
         assert_eq!(written, "deb [signed-by=/k.gpg] http://mirror.example/debian trixie-backports main\n");
+    }
+
+    #[test]
+    fn the_private_apt_of_another_architecture_knows_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = "deb http://mirror.example/debian bookworm main\n".to_owned();
+        PrivateApt::with(&Sources::parse(RELEASE, &[line]), &["sid"], Some("arm64"), folder.path()).unwrap();
+        let written = fs::read_to_string(folder.path().join("apt.conf")).unwrap();
+        assert!(
+            written.ends_with(
+                "APT::Architecture \"arm64\";
+APT::Architectures { \"arm64\"; };
+"
+            ),
+            "{written}"
+        );
     }
 }

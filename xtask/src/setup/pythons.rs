@@ -59,10 +59,10 @@ fn bring_release(runner: &impl Runner, sources: &Sources, suite: &str, versions:
     for version in versions {
         packages.extend([format!("python{version}-minimal"), format!("libpython{version}-stdlib")]);
     }
-    let needed = apt.with_dependencies(runner, &packages)?;
-    apt.unpack_into(runner, &needed, &root, "./")?;
+    let needed = apt.with_dependencies(runner, suite, &packages)?;
+    apt.unpack_into(runner, suite, &needed, &root, "./")?;
     let headers: Vec<String> = versions.iter().map(|version| format!("libpython{version}-dev")).collect();
-    apt.unpack_into(runner, &headers, &root, "./usr/include")?;
+    apt.unpack_into(runner, suite, &headers, &root, "./usr/include")?;
     for version in versions {
         write_script(&script(suite, version), suite, version, &root)?;
     }

@@ -40,9 +40,7 @@ pub fn build(store: &Store, guest: &Guest, tracer: &Path) -> Result<Image> {
     let mut files = vec![("init", sources.join("init.sh")), ("tests/guest.py", sources.join("guest.py"))];
     let names = PROGRAMS.map(|name| (format!("tests/{name}"), programs.join(name)));
     files.extend(names.iter().map(|(name, from)| (name.as_str(), from.clone())));
-    if guest.traces {
-        files.push(("tests/alloctrace", tracer.to_path_buf()));
-    }
+    files.push(("tests/alloctrace", tracer.to_path_buf()));
     for (name, from) in files {
         let content = fs::read(&from).with_context(|| format!("failed to read `{}`", from.display()))?;
         archive.file(name, 0o755, &content).with_context(failed)?;

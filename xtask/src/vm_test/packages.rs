@@ -4,8 +4,8 @@
 //! the present one. From 7.2 on the image is in `linux-binary-*`.
 
 use super::machine::{Architecture, Guest};
-use crate::command::{Invocation, Machine, Runner as _};
-use crate::setup::debian::{PrivateApt, Sources};
+use crate::command::Machine;
+use crate::setup::debian::{PrivateApt, Sources, unpack_archive};
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,35 +35,41 @@ pub struct Store {
 }
 
 impl Store {
-    /// Bring everything for both architectures.
-    pub fn open(sources: &Sources, folder: &Path) -> Result<Self> {
+    /// Bring what guests of these architectures need.
+    pub fn open(sources: &Sources, folder: &Path, architectures: &[Architecture]) -> Result<Self> {
         let store = Self { folder: folder.to_path_buf(), qemu: folder.join("qemu") };
-        for architecture in [Architecture::X86_64, Architecture::Arm64] {
-            let suites = KERNELS.map(|(_, suite)| suite);
-            let at = store.of(architecture);
-            let apt = PrivateApt::with(sources, &suites, Some(architecture.debian()), &at)?;
-            apt.update(&Machine)?;
-            if architecture == Architecture::X86_64 {
-                let names = apt.closure(&Machine, QEMU_SUITE, &["qemu-system-x86", "qemu-system-arm"])?;
-                let files = apt.download(&Machine, QEMU_SUITE, &names, &folder.join("qemu-packages"))?;
-                unpack(&files, &store.qemu)?;
-            }
-            let mut files =
-                apt.download(&Machine, "sid", &apt.closure(&Machine, "sid", &ROOT)?, &at.join("packages"))?;
-            files.extend(apt.download(
-                &Machine,
-                "bookworm",
-                &OLDER.map(str::to_owned),
-                &at.join("packages"),
-            )?);
-            unpack(&files, &store.root(architecture))?;
-            for (kernel, suite) in KERNELS {
-                let name = kernel_package(&apt, architecture, suite)?;
-                let files = apt.download(&Machine, suite, &[name], &at.join("packages"))?;
-                unpack(&files, &at.join(kernel))?;
-            }
+        store.bring_qemu(sources)?;
+        for architecture in architectures {
+            store.bring_guests(sources, *architecture)?;
         }
         Ok(store)
+    }
+
+    /// The host is x86_64; qemu's packages for it emulate both architectures.
+    fn bring_qemu(&self, sources: &Sources) -> Result<()> {
+        let apt = PrivateApt::new(sources, QEMU_SUITE, &self.folder.join("host"))?;
+        apt.update_if_old(&Machine)?;
+        let names = apt.with_dependencies(&Machine, QEMU_SUITE, &["qemu-system-x86", "qemu-system-arm"])?;
+        let files = apt.download(&Machine, QEMU_SUITE, &names, &self.folder.join("qemu-packages"))?;
+        unpack(&files, &self.qemu)
+    }
+
+    fn bring_guests(&self, sources: &Sources, architecture: Architecture) -> Result<()> {
+        let at = self.of(architecture);
+        let packages = at.join("packages");
+        let suites = KERNELS.map(|(_, suite)| suite);
+        let apt = PrivateApt::with(sources, &suites, Some(architecture.debian()), &at)?;
+        apt.update_if_old(&Machine)?;
+        let names = apt.with_dependencies(&Machine, "sid", &ROOT)?;
+        let mut files = apt.download(&Machine, "sid", &names, &packages)?;
+        files.extend(apt.download(&Machine, "bookworm", &OLDER, &packages)?);
+        unpack(&files, &self.root(architecture))?;
+        for (kernel, suite) in KERNELS {
+            let name = kernel_package(&apt, architecture, suite)?;
+            let files = apt.download(&Machine, suite, &[name], &packages)?;
+            unpack(&files, &at.join(kernel))?;
+        }
+        Ok(())
     }
 
     /// Folder of an architecture.
@@ -90,7 +96,7 @@ impl Store {
 /// The package that holds the image of the suite's present kernel.
 fn kernel_package(apt: &PrivateApt, architecture: Architecture, suite: &str) -> Result<String> {
     let meta = format!("linux-image-cloud-{}", architecture.debian());
-    let names = apt.closure(&Machine, suite, &[&meta])?;
+    let names = apt.with_dependencies(&Machine, suite, &[&meta])?;
     choose_kernel(&names).with_context(|| format!("`{meta}` of {suite} names no kernel: {names:?}"))
 }
 
@@ -112,20 +118,16 @@ fn find(folder: &Path) -> Option<PathBuf> {
 fn unpack(files: &[PathBuf], to: &Path) -> Result<()> {
     let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
     let names = names.join("\n");
-    let list = to.with_extension("list");
+    // Appended: `6.1` and `6.12` have the same name before the dot.
+    let list = PathBuf::from(format!("{}.list", to.display()));
     if to.exists() && fs::read_to_string(&list).is_ok_and(|present| present == names) {
         return Ok(());
     }
     if to.exists() {
         fs::remove_dir_all(to).with_context(|| format!("failed to remove `{}`", to.display()))?;
     }
-    fs::create_dir_all(to).with_context(|| format!("failed to create `{}`", to.display()))?;
     for file in files {
-        // `dpkg-deb -x` would replace links such as /lib by the folders of older packages.
-        let script =
-            "dpkg-deb --fsys-tarfile \"$1\" | tar -x -C \"$2\" --keep-directory-symlink --no-same-owner";
-        let command = Invocation::new("sh").args(["-c", script, "unpack"]);
-        Machine.output(&command.args([file.display().to_string(), to.display().to_string()]))?;
+        unpack_archive(&Machine, file, to, "./")?;
     }
     fs::write(&list, names).with_context(|| format!("failed to write `{}`", list.display()))
 }

@@ -1,32 +1,36 @@
 //! Reading instructions: decoding at any address, and small questions about one instruction.
 //!
 //! Why: the finder wants registers by number and addresses as "register plus constant"; iced's operands are turned into that here.
-//! It must not know values or patterns.
+//! It must not know patterns.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Code as Opcode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpKind, Register,
+};
 
+use super::step::{STACK_POINTER, step};
 use crate::plan::elf::MappedBytes;
+use crate::plan::finder::machine::Machine;
+use crate::plan::finder::value::Value;
+use crate::plan::finder::{self, Flow, Transfer, Transfers};
 
 /// Decodes instructions of one stretch of code at any address.
 pub struct Code<'data> {
     range: MappedBytes<'data>,
     decoder: Decoder<'data>,
+    information: InstructionInfoFactory,
 }
 
-impl<'data> Code<'data> {
-    /// A decoder over `range`; none if the library refuses it.
-    pub fn new(range: MappedBytes<'data>) -> Option<Self> {
+impl<'data> finder::Code<'data> for Code<'data> {
+    type Instruction = Decoded;
+    const STACK_POINTER: u8 = STACK_POINTER;
+
+    fn new(range: MappedBytes<'data>) -> Option<Self> {
         let decoder = Decoder::try_with_ip(64, range.bytes, range.address, DecoderOptions::NONE).ok()?;
-        Some(Self { range, decoder })
+        Some(Self { range, decoder, information: InstructionInfoFactory::new() })
     }
 
-    /// The stretch that is decoded.
-    pub fn range(&self) -> MappedBytes<'data> {
-        self.range
-    }
-
-    /// Moves to `address`; false if it lies outside.
-    pub fn seek(&mut self, address: u64) -> bool {
+    fn seek(&mut self, address: u64) -> bool {
         let position = address.checked_sub(self.range.address).and_then(|skip| usize::try_from(skip).ok());
         let moved = position.is_some_and(|position| {
             position < self.range.bytes.len() && self.decoder.set_position(position).is_ok()
@@ -37,20 +41,98 @@ impl<'data> Code<'data> {
         moved
     }
 
-    /// Decodes the next instruction into `into`; false at the end of the stretch.
-    pub fn next_into(&mut self, into: &mut Instruction) -> bool {
+    fn next_into(&mut self, into: &mut Decoded) -> bool {
         let more = self.decoder.can_decode();
         if more {
-            self.decoder.decode_out(into);
+            self.decoder.decode_out(&mut into.0);
         }
         more
     }
 
-    /// The instruction at `address`; none outside the stretch or where the bytes are no instruction.
-    pub fn at(&mut self, address: u64) -> Option<Instruction> {
-        let mut instruction = Instruction::default();
-        let decoded = self.seek(address) && self.next_into(&mut instruction) && !instruction.is_invalid();
-        decoded.then_some(instruction)
+    fn execute(&mut self, instruction: &Decoded, machine: &mut Machine) {
+        step(machine, &instruction.0, &mut self.information);
+    }
+}
+
+/// One instruction.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Decoded(pub Instruction);
+
+impl finder::Instruction for Decoded {
+    fn address(&self) -> u64 {
+        self.0.ip()
+    }
+
+    fn next_address(&self) -> u64 {
+        self.0.next_ip()
+    }
+
+    fn flow(&self) -> Flow {
+        let target = || (self.0.op0_kind() == OpKind::NearBranch64).then(|| self.0.near_branch_target());
+        match self.0.flow_control() {
+            FlowControl::Next => Flow::Next,
+            FlowControl::ConditionalBranch => Flow::Conditional(target()),
+            FlowControl::UnconditionalBranch => Flow::Jump(target()),
+            // An invalid instruction is an exception, too.
+            _ => Flow::End,
+        }
+    }
+
+    /// arch/x86/kernel/uprobes.c, branch_setup_xol_ops(): opcodes 70..7f and 0f 80..8f without a 66 prefix. `jrcxz` and `loop` are stepped.
+    fn is_emulated_branch(&self) -> bool {
+        self.0.is_jcc_short_or_near() && self.flow().target().is_some()
+    }
+
+    fn loads(&self) -> Transfers {
+        let load = self.0.code() == Opcode::Mov_r64_rm64 && self.0.op1_kind() == OpKind::Memory;
+        [load.then(|| self.transfer(self.0.op0_register())).flatten(), None]
+    }
+
+    fn stores(&self) -> Transfers {
+        let store = self.0.code() == Opcode::Mov_rm64_r64 && self.0.op0_kind() == OpKind::Memory;
+        [store.then(|| self.transfer(self.0.op1_register())).flatten(), None]
+    }
+
+    fn holders_after(&self, holders: u32) -> u32 {
+        let instruction = &self.0;
+        let holds = |register| register_number(register).is_some_and(|number| holders & (1 << number) != 0);
+        let keeps = matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push);
+        if instruction.op_count() == 0 || instruction.op0_kind() != OpKind::Register || keeps {
+            return holders;
+        }
+        let Some(target) = register_number(instruction.op0_register()) else { return holders };
+        let copied = instruction.mnemonic() == Mnemonic::Mov
+            && instruction.op1_kind() == OpKind::Register
+            && holds(instruction.op1_register());
+        // A pop from the stack or a sum may bring the value back in a way that only the walk understands: `lea` keeps it.
+        let kept = instruction.mnemonic() == Mnemonic::Lea && holds(instruction.memory_base());
+        if copied || kept { holders | 1 << target } else { holders & !(1 << target) }
+    }
+
+    fn ones_after(&self, _ones: u32) -> u32 {
+        0
+    }
+
+    fn stores_one(&self, _ones: u32) -> bool {
+        self.0.code() == Opcode::Mov_rm32_imm32
+            && self.0.immediate32() == 1
+            && self.0.op0_kind() == OpKind::Memory
+            && matches!(plain_address(&self.0), Some(Address::Register(base, 0)) if base != STACK_POINTER)
+    }
+
+    fn memory_address(&self, machine: &Machine) -> Option<Value> {
+        memory_address(&self.0, machine)
+    }
+}
+
+impl Decoded {
+    fn transfer(&self, register: Register) -> Option<Transfer> {
+        match plain_address(&self.0)? {
+            Address::Register(base, displacement) => {
+                Some(Transfer { register: register_number(register)?, base, displacement })
+            }
+            Address::Fixed(_) => None,
+        }
     }
 }
 
@@ -93,42 +175,10 @@ pub fn plain_address(instruction: &Instruction) -> Option<Address> {
         .map(|number| Address::Register(number, displacement))
 }
 
-/// The 64-bit register load `destination = [register + displacement]`, as (destination, register, displacement).
-pub fn plain_load64(instruction: &Instruction) -> Option<(u8, u8, i64)> {
-    let load = instruction.code() == iced_x86::Code::Mov_r64_rm64 && instruction.op1_kind() == OpKind::Memory;
-    match load.then(|| plain_address(instruction)).flatten()? {
-        Address::Register(base, displacement) => {
-            Some((register_number(instruction.op0_register())?, base, displacement))
-        }
-        Address::Fixed(_) => None,
+/// The value of the memory operand's address.
+pub fn memory_address(instruction: &Instruction, machine: &Machine) -> Option<Value> {
+    match plain_address(instruction)? {
+        Address::Register(number, displacement) => Some(machine.register(number).plus(displacement)),
+        Address::Fixed(address) => Some(Value::constant(address.cast_signed())),
     }
-}
-
-/// The 64-bit register store `[register + displacement] = source`, as (source, register, displacement).
-pub fn plain_store64(instruction: &Instruction) -> Option<(u8, u8, i64)> {
-    let store =
-        instruction.code() == iced_x86::Code::Mov_rm64_r64 && instruction.op0_kind() == OpKind::Memory;
-    match store.then(|| plain_address(instruction)).flatten()? {
-        Address::Register(base, displacement) => {
-            Some((register_number(instruction.op1_register())?, base, displacement))
-        }
-        Address::Fixed(_) => None,
-    }
-}
-
-/// The target of a direct near jump or conditional branch.
-pub fn jump_target(instruction: &Instruction) -> Option<u64> {
-    let direct = instruction.op0_kind() == OpKind::NearBranch64
-        && matches!(
-            instruction.flow_control(),
-            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
-        );
-    direct.then(|| instruction.near_branch_target())
-}
-
-/// Whether the kernel emulates this conditional branch instead of stepping it out of line.
-///
-/// arch/x86/kernel/uprobes.c, branch_setup_xol_ops(): opcodes 70..7f and 0f 80..8f without a 66 prefix. `jrcxz` and `loop` are stepped.
-pub fn is_emulated_branch(instruction: &Instruction) -> bool {
-    instruction.is_jcc_short_or_near() && jump_target(instruction).is_some()
 }

@@ -4,13 +4,13 @@
 //! conditional ones, and reports an operation only with the registers that hold its values *at the branch*.
 //! It must not know how candidates were chosen or how many sites there should be.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory};
 use serde::{Deserialize, Serialize};
 
-use super::code::{Code, is_emulated_branch, jump_target};
 use super::machine::Machine;
 use super::patterns::{Operation, completed, find_cell, find_operand, find_register, has_counted, pool_size};
 use super::targets::BranchTargets;
+use super::value::Origin;
+use super::{Code, Flow, Instruction};
 use crate::plan::PointKind;
 
 /// Instructions that a path may take behind the load; the longest one seen between load and branch is about 20.
@@ -71,16 +71,15 @@ struct Path {
 }
 
 /// Walks over one stretch of code.
-pub struct Walker<'walk, 'data> {
-    code: &'walk mut Code<'data>,
+pub struct Walker<'walk, C> {
+    code: &'walk mut C,
     targets: &'walk BranchTargets,
-    information: InstructionInfoFactory,
 }
 
-impl<'walk, 'data> Walker<'walk, 'data> {
+impl<'walk, 'data, C: Code<'data>> Walker<'walk, C> {
     /// A walker; `targets` must know every direct jump of the stretch.
-    pub fn new(code: &'walk mut Code<'data>, targets: &'walk BranchTargets) -> Self {
-        Self { code, targets, information: InstructionInfoFactory::new() }
+    pub fn new(code: &'walk mut C, targets: &'walk BranchTargets) -> Self {
+        Self { code, targets }
     }
 
     /// All sites that the load leads to.
@@ -112,22 +111,22 @@ impl<'walk, 'data> Walker<'walk, 'data> {
             path.steps -= 1;
             self.note_joins(&mut path, jumped);
             jumped = false;
-            match instruction.flow_control() {
-                FlowControl::Next => self.advance(&mut path, &instruction),
-                FlowControl::ConditionalBranch => {
+            match instruction.flow() {
+                Flow::Next => self.advance(&mut path, &instruction),
+                Flow::Conditional(target) => {
                     if let Some((operation, store, shared)) = path.pending {
                         return Some(self.judge(&path, &instruction, operation, store, shared));
                     }
                     if !path.before_load {
-                        others.extend(fork(&mut path, &instruction)?);
+                        others.extend(fork(&mut path, target)?);
                     }
-                    path.address = instruction.next_ip();
+                    path.address = instruction.next_address();
                 }
-                FlowControl::UnconditionalBranch => {
-                    path.address = jump_target(&instruction)?;
+                Flow::Jump(target) => {
+                    path.address = target?;
                     jumped = true;
                 }
-                _ => return None,
+                Flow::End => return None,
             }
         }
         None
@@ -141,22 +140,23 @@ impl<'walk, 'data> Walker<'walk, 'data> {
     }
 
     /// Executes one instruction. What lies before the load only prepares: its own operations belong to other candidates.
-    fn advance(&mut self, path: &mut Path, instruction: &Instruction) {
+    fn advance(&mut self, path: &mut Path, instruction: &C::Instruction) {
         let stores_before = path.machine.stores().len();
-        path.machine.step(instruction, &mut self.information);
+        self.code.execute(instruction, &mut path.machine);
         if !path.before_load
-            && path.machine.stores().len() > stores_before
-            && let Some(operation) = completed(&path.machine)
+            && let Some(operation) = completed(&path.machine, stores_before)
+            // Variables on the stack can look like a pool's header in code that is not optimised; a pool is never there.
+            && operation.pool().origin != Origin::initial(C::STACK_POINTER)
         {
-            path.pending = Some((operation, instruction.ip(), false));
+            path.pending = Some((operation, instruction.address(), false));
         }
-        path.address = instruction.next_ip();
+        path.address = instruction.next_address();
     }
 
     fn judge(
         &mut self,
         path: &Path,
-        branch: &Instruction,
+        branch: &C::Instruction,
         operation: Operation,
         store: u64,
         shared: bool,
@@ -171,22 +171,22 @@ impl<'walk, 'data> Walker<'walk, 'data> {
                 && self.counts_on_both_sides(machine, branch, operation);
         let verdict = match kind {
             _ if !counted => Verdict::NotCounted,
-            _ if !is_emulated_branch(branch) => Verdict::NotEmulated,
+            _ if !branch.is_emulated_branch() => Verdict::NotEmulated,
             _ if shared => Verdict::Shared,
             None => Verdict::OutOfReach,
             Some(kind) => Verdict::Proven(kind),
         };
-        Site { store, branch: branch.ip(), verdict, pool_size: pool_size(machine, pool, block) }
+        Site { store, branch: branch.address(), verdict, pool_size: pool_size(machine, pool, block) }
     }
 
     /// 3.8 tests the old head first and counts on both sides (Objects/obmalloc.c, pymalloc_free: `--pool->ref.count` twice).
     fn counts_on_both_sides(
         &mut self,
         machine: &Machine,
-        branch: &Instruction,
+        branch: &C::Instruction,
         operation: Operation,
     ) -> bool {
-        let sides = [Some(branch.next_ip()), jump_target(branch)];
+        let sides = [Some(branch.next_address()), branch.flow().target()];
         sides
             .into_iter()
             .all(|side| side.is_some_and(|side| self.counts_soon(machine.clone(), side, operation)))
@@ -195,12 +195,12 @@ impl<'walk, 'data> Walker<'walk, 'data> {
     fn counts_soon(&mut self, mut machine: Machine, mut address: u64, operation: Operation) -> bool {
         for _ in 0..LATE_COUNT_STEPS {
             let Some(instruction) = self.code.at(address) else { return false };
-            match (instruction.flow_control(), jump_target(&instruction)) {
-                (FlowControl::Next, _) => {
-                    machine.step(&instruction, &mut self.information);
-                    address = instruction.next_ip();
+            match instruction.flow() {
+                Flow::Next => {
+                    self.code.execute(&instruction, &mut machine);
+                    address = instruction.next_address();
                 }
-                (FlowControl::UnconditionalBranch, Some(target)) => address = target,
+                Flow::Jump(Some(target)) => address = target,
                 _ => return false,
             }
             if has_counted(&machine, operation.pool(), operation.count_change()) {
@@ -228,9 +228,9 @@ fn point_kind(machine: &Machine, operation: Operation) -> Option<PointKind> {
 }
 
 /// The path behind the taken side; `path` itself goes on behind the other. None when no more forks are allowed.
-fn fork(path: &mut Path, branch: &Instruction) -> Option<Option<Path>> {
+fn fork(path: &mut Path, target: Option<u64>) -> Option<Option<Path>> {
     path.forks = path.forks.checked_sub(1)?;
-    Some(jump_target(branch).map(|address| Path {
+    Some(target.map(|address| Path {
         machine: path.machine.clone(),
         address,
         before_load: false,

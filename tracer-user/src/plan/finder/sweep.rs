@@ -3,16 +3,13 @@
 //! Why: an interpreter is up to a million instructions; keeping them costs more than decoding them.
 //! It must not know what a candidate will turn out to be.
 
-use iced_x86::{Code as Opcode, FlowControl, Instruction, OpKind};
-
-use super::code::{Address, Code, jump_target, plain_address, plain_load64};
 use super::filter::is_promising;
 use super::patterns::FREE_BLOCK;
 use super::targets::BranchTargets;
 use super::walk::{Candidate, LOOK_BACK};
+use super::{Code, Flow, Instruction as _};
 use crate::plan::elf::MappedBytes;
 
-const STACK_POINTER: u8 = 4;
 /// Loads of `[P+8]` that are looked at in one file. Interpreters have some 40 thousand; this bounds the time a hostile file can take.
 const MOST_LOADS: usize = 4 << 20;
 /// Candidates kept of each sort. Interpreters have about 500, a browser of 236 MB has 22 thousand.
@@ -32,20 +29,24 @@ pub struct Sweep {
 }
 
 /// Decodes all of `range`; none if it cannot be decoded at all.
-pub fn sweep(range: MappedBytes<'_>) -> Option<Sweep> {
-    let mut code = Code::new(range)?;
-    let mut ahead = Code::new(range)?;
+pub fn sweep<'data, C: Code<'data>>(range: MappedBytes<'data>) -> Option<Sweep> {
+    let mut code = C::new(range)?;
+    let mut ahead = C::new(range)?;
     let targets = BranchTargets::new(range);
     let mut found = Sweep { candidates: Vec::new(), ones: Vec::new(), targets, is_cut: false, loads: 0 };
     let mut recent = Recent::default();
-    let mut instruction = Instruction::default();
+    let mut instruction = C::Instruction::default();
     while code.next_into(&mut instruction) {
-        recent.push(instruction.ip());
-        match instruction.flow_control() {
-            FlowControl::Next => look(&instruction, &mut ahead, &recent, &mut found),
-            FlowControl::ConditionalBranch => found.targets.extend(jump_target(&instruction)),
-            _ => {
-                found.targets.extend(jump_target(&instruction));
+        recent.push(instruction.address());
+        let flow = instruction.flow();
+        match flow {
+            Flow::Next => {
+                look(&instruction, &mut ahead, &recent, &mut found);
+                recent.ones = instruction.ones_after(recent.ones);
+            }
+            Flow::Conditional(target) => found.targets.extend(target),
+            Flow::Jump(_) | Flow::End => {
+                found.targets.extend(flow.target());
                 recent.clear();
             }
         }
@@ -53,28 +54,24 @@ pub fn sweep(range: MappedBytes<'_>) -> Option<Sweep> {
     Some(found)
 }
 
-fn look(instruction: &Instruction, ahead: &mut Code<'_>, recent: &Recent, found: &mut Sweep) {
-    match instruction.code() {
-        Opcode::Mov_r64_rm64 => {
-            let Some((destination, base, FREE_BLOCK)) = plain_load64(instruction) else { return };
-            if base == STACK_POINTER {
-                return;
-            }
-            found.loads += 1;
-            found.is_cut |= found.loads > MOST_LOADS || found.candidates.len() >= MOST_CANDIDATES;
-            if !found.is_cut && is_promising(ahead, instruction, destination) {
-                found.candidates.push(Candidate { start: recent.oldest(), load: instruction.ip() });
-            }
+fn look<'data, C: Code<'data>>(
+    instruction: &C::Instruction,
+    ahead: &mut C,
+    recent: &Recent,
+    found: &mut Sweep,
+) {
+    for load in instruction.loads().into_iter().flatten() {
+        if load.displacement != FREE_BLOCK || load.base == C::STACK_POINTER {
+            continue;
         }
-        Opcode::Mov_rm32_imm32
-            if instruction.immediate32() == 1 && instruction.op0_kind() == OpKind::Memory =>
-        {
-            let opens = matches!(plain_address(instruction), Some(Address::Register(base, 0)) if base != STACK_POINTER);
-            if opens && found.ones.len() < MOST_CANDIDATES {
-                found.ones.push(instruction.ip());
-            }
+        found.loads += 1;
+        found.is_cut |= found.loads > MOST_LOADS || found.candidates.len() >= MOST_CANDIDATES;
+        if !found.is_cut && is_promising(ahead, instruction, load.register) {
+            found.candidates.push(Candidate { start: recent.oldest(), load: instruction.address() });
         }
-        _ => {}
+    }
+    if instruction.stores_one(recent.ones) && found.ones.len() < MOST_CANDIDATES {
+        found.ones.push(instruction.address());
     }
 }
 
@@ -83,6 +80,8 @@ fn look(instruction: &Instruction, ahead: &mut Code<'_>, recent: &Recent, found:
 struct Recent {
     addresses: [u64; LOOK_BACK],
     count: usize,
+    /// Registers that hold the number 1.
+    ones: u32,
 }
 
 impl Recent {
@@ -93,6 +92,7 @@ impl Recent {
 
     fn clear(&mut self) {
         self.count = 0;
+        self.ones = 0;
     }
 
     fn oldest(&self) -> u64 {

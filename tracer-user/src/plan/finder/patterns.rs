@@ -55,9 +55,13 @@ impl Operation {
     }
 }
 
-/// The operation that the newest store completes, if it completes one.
-pub fn completed(machine: &Machine) -> Option<Operation> {
-    let (newest, earlier) = machine.stores().split_last()?;
+/// The operation that one of the stores from number `first` on completes, if one does.
+pub fn completed(machine: &Machine, first: usize) -> Option<Operation> {
+    (first..machine.stores().len()).find_map(|number| completed_by(machine, number))
+}
+
+fn completed_by(machine: &Machine, number: usize) -> Option<Operation> {
+    let (newest, earlier) = machine.stores().get(..=number)?.split_last()?;
     (newest.size == 8).then(|| pop(machine, newest).or_else(|| push(machine, newest, earlier))).flatten()
 }
 

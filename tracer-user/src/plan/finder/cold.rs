@@ -4,13 +4,11 @@
 //! `pool->ref.count = 1; if (pool->szidx == size) { reuse the free list } else { carve the pool anew }`), so pops miss them.
 //! It must not know how pops are found.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory};
-
-use super::code::{Code, jump_target, plain_load64};
 use super::machine::Machine;
 use super::patterns::{FREE_BLOCK, HEADER_SIZE, Operation, SIZE_INDEX, completed, find_register};
 use super::targets::BranchTargets;
 use super::value::Value;
+use super::{Code, Flow, Instruction};
 use crate::plan::{Operand, PointKind};
 
 /// Instructions between `count = 1` and the comparison of the size classes: at most three in the builds looked at.
@@ -30,26 +28,22 @@ pub struct ColdSite {
 }
 
 /// Looks closer at a store of 1; none if no pool is opened there.
-pub fn examine(code: &mut Code<'_>, targets: &BranchTargets, store: u64) -> Option<ColdSite> {
-    let mut information = InstructionInfoFactory::new();
+pub fn examine<'data, C: Code<'data>>(code: &mut C, targets: &BranchTargets, store: u64) -> Option<ColdSite> {
     let mut machine = Machine::default();
     let first = code.at(store)?;
-    let pool = machine.address(&first)?;
+    let pool = first.memory_address(&machine)?;
     let mut address = store;
     for _ in 0..STEPS_TO_BRANCH {
         let instruction = code.at(address)?;
-        match instruction.flow_control() {
-            FlowControl::Next => machine.step(&instruction, &mut information),
-            FlowControl::ConditionalBranch => {
-                let sides = [instruction.next_ip(), jump_target(&instruction)?];
-                return join(
-                    store,
-                    sides.map(|side| explore(code, targets, machine.clone(), side, pool, &mut information)),
-                );
+        match instruction.flow() {
+            Flow::Next => code.execute(&instruction, &mut machine),
+            Flow::Conditional(target) => {
+                let sides = [instruction.next_address(), target?];
+                return join(store, sides.map(|side| explore(code, targets, machine.clone(), side, pool)));
             }
             _ => return None,
         }
-        address = instruction.next_ip();
+        address = instruction.next_address();
     }
     None
 }
@@ -72,37 +66,37 @@ fn join(store: u64, sides: [Option<Side>; 2]) -> Option<ColdSite> {
     }
 }
 
-fn explore(
-    code: &mut Code<'_>,
+fn explore<'data, C: Code<'data>>(
+    code: &mut C,
     targets: &BranchTargets,
     mut machine: Machine,
     mut address: u64,
     pool: Value,
-    information: &mut InstructionInfoFactory,
 ) -> Option<Side> {
     let mut reuse = None;
     for _ in 0..STEPS_ON_SIDE {
         let instruction = code.at(address)?;
-        match instruction.flow_control() {
-            FlowControl::Next => address = instruction.next_ip(),
-            FlowControl::UnconditionalBranch => {
-                address = jump_target(&instruction)?;
+        match instruction.flow() {
+            Flow::Next => address = instruction.next_address(),
+            Flow::Jump(target) => {
+                address = target?;
                 continue;
             }
             _ => return None,
         }
         reuse = reuse.or_else(|| head_in_register(&machine, &instruction, pool));
-        let register = find_register(&machine, pool);
         let stores = machine.stores().len();
-        machine.step(&instruction, information);
-        let Some(newest) = machine.stores().get(stores) else { continue };
-        if newest.address == pool.plus(SIZE_INDEX) && newest.size == 4 {
-            let block = Operand { register: register?, displacement: HEADER_SIZE };
-            let kind = PointKind::NewPoolBranch { block, pool: register? };
+        code.execute(&instruction, &mut machine);
+        let mut newest = machine.stores().iter().skip(stores);
+        if newest.any(|store| store.address == pool.plus(SIZE_INDEX) && store.size == 4) {
+            let register = find_register(&machine, pool)?;
+            let block = Operand { register, displacement: HEADER_SIZE };
+            let kind = PointKind::NewPoolBranch { block, pool: register };
             // A probe fires before its instruction, and before the store the class is that of the pool's former blocks.
             return (!targets.contains(address)).then_some(Side::Carve(address, kind));
         }
-        if matches!(completed(&machine), Some(Operation::Pop { pool: popped, .. }) if popped == pool) {
+        if matches!(completed(&machine, stores), Some(Operation::Pop { pool: popped, .. }) if popped == pool)
+        {
             return reuse.map(|(address, kind)| Side::Reuse(address, kind));
         }
     }
@@ -110,11 +104,16 @@ fn explore(
 }
 
 /// Whether this instruction loads through the pool's free list head: both are in registers before it.
-fn head_in_register(machine: &Machine, instruction: &Instruction, pool: Value) -> Option<(u64, PointKind)> {
-    let (_, base, displacement) = plain_load64(instruction)?;
-    let head = machine.register(base);
-    let through = displacement == 0 && machine.origins().loaded_from(head) == Some(pool.plus(FREE_BLOCK));
-    let block = Operand { register: crate::plan::Register(base), displacement: 0 };
+fn head_in_register(
+    machine: &Machine,
+    instruction: &impl Instruction,
+    pool: Value,
+) -> Option<(u64, PointKind)> {
+    let [Some(load), _] = instruction.loads() else { return None };
+    let head = machine.register(load.base);
+    let through =
+        load.displacement == 0 && machine.origins().loaded_from(head) == Some(pool.plus(FREE_BLOCK));
+    let block = Operand { register: crate::plan::Register(load.base), displacement: 0 };
     let pool = through.then(|| find_register(machine, pool)).flatten()?;
-    Some((instruction.ip(), PointKind::NewPoolBranch { block, pool }))
+    Some((instruction.address(), PointKind::NewPoolBranch { block, pool }))
 }

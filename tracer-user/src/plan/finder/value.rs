@@ -11,9 +11,9 @@ impl Origin {
     /// No origin: the value is its offset.
     pub const CONSTANT: Self = Self(0);
 
-    /// What general register `number` (0..=15) held at the start.
+    /// What general register `number` (0..=31) held at the start.
     pub fn initial(number: u8) -> Self {
-        Self(1 + u16::from(number & 15))
+        Self(1 + u16::from(number & 31))
     }
 }
 
@@ -69,8 +69,8 @@ pub struct Origins {
     definitions: Vec<Definition>,
 }
 
-/// The constant and sixteen registers come first.
-const FIRST_DEFINED: u16 = 17;
+/// The constant and the registers come first.
+const FIRST_DEFINED: u16 = 33;
 
 impl Origins {
     /// Forgets everything but the constant and the initial registers.
