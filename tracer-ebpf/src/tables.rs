@@ -119,6 +119,12 @@ pub struct Thread {
     pub sent_frames: Cell,
     /// Parts of its stack that have been searched, then sent.
     pub sent_parts: Cell,
+    /// The code object that the search has found; 0: none.
+    pub unsent_code: Cell,
+    /// Its fingerprint.
+    pub unsent_fingerprint: Cell,
+    /// Bytes of its line table that have been sent.
+    pub sent_bytes: Cell,
     /// A block that waits for the program that books it.
     pub booked_block: Cell,
     /// Its size.

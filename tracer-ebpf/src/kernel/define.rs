@@ -9,18 +9,20 @@ use core::ops::ControlFlow;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::abi::{
-    CodeRecord, LINE_TABLE_BYTES, LINE_TABLE_RECORDS, Layout, LineTableRecord, MAX_FRAMES, PART_FRAMES,
-    RawFrame, RawText, StackRecord, end, record,
+    CodeRecord, LINE_TABLE_BYTES, LINE_TABLE_PART, LINE_TABLE_RECORDS, Layout, LineTableRecord, MAX_FRAMES,
+    PART_FRAMES, RawFrame, RawText, StackRecord, end, record,
 };
 use tracer_ebpf::account::add;
 use tracer_ebpf::bucket::{self, Candidates};
 use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::live::{Key, Live};
 use tracer_ebpf::memory::Memory as _;
-use tracer_ebpf::tables::{Generations, Tables as _};
+use tracer_ebpf::tables::{Generations, Tables as _, Thread};
 use tracer_ebpf::walk::{Start, Visited, Visitor, fingerprint, walk_part};
 
-use super::maps::{CodeBuckets, DEFINE, KernelTables, LiveBuckets, SEND_STACK, events, globals, programs};
+use super::maps::{
+    CodeBuckets, DEFINE, KernelTables, LiveBuckets, SEND_CODE, SEND_STACK, events, globals, programs,
+};
 use super::memory::{UserMemory, read_into};
 use super::stack::Event;
 
@@ -30,31 +32,76 @@ use super::stack::Event;
 pub fn define(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
-    let mut unsent = match thread.cursor.load() {
+    let frame = match thread.cursor.load() {
         // The handler before us has proved whose stack it is; the thread has not run since.
-        0 => first_unsent(&event, event.stack_start(Some(thread), false).frame),
-        frame => first_unsent(&event, frame),
+        0 => event.stack_start(Some(thread), false).frame,
+        frame => frame,
     };
+    search(&event, thread, frame);
+    // Read back and not used as they are: the verifier would follow every way out of the search through all that comes now,
+    // four times as far.
+    let unsent = Unsent::of(thread);
     if unsent.code == 0 {
         // What is deeper than the limit is not sent either.
         let parts = thread.sent_parts.load() + 1;
         thread.sent_parts.store(parts);
         if parts >= (MAX_FRAMES / FRAMES) as u64 {
-            unsent.frame = 0;
+            thread.cursor.store(0);
         }
     }
-    thread.cursor.store(unsent.frame);
-    if unsent.frame == 0 {
+    if thread.cursor.load() == 0 {
         thread.sent_frames.store(0);
         thread.sent_parts.store(0);
     }
-    if unsent.code != 0 && !send_code(&event, unsent) {
+    if unsent.code != 0 {
+        let lines = LineTable::of(&event, unsent.code);
+        if lines.size > LINE_TABLE_BYTES as u32 {
+            thread.sent_bytes.store(0);
+            // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event goes on.
+            unsafe { programs().tail_call(&context, SEND_CODE) };
+            return 0;
+        }
+        if !(lines.send_piece(&event, unsent, 0) && send_definition(&event, unsent, lines.size)) {
+            add(&event.totals.ring_full, 1);
+            return 0;
+        }
+    }
+    go_on(&context, thread)
+}
+
+/// Sends the code object that was found, when its line table takes more than one record: one function in a hundred. A program
+/// of its own because the loop over the records is as much work for the verifier as all the rest; a few of them in each run, for
+/// the same reason.
+#[uprobe]
+#[inline(always)]
+pub fn send_code(context: ProbeContext) -> u32 {
+    let Some(event) = Event::of(&context) else { return 0 };
+    let Some(thread) = event.thread() else { return 0 };
+    let unsent = Unsent::of(thread);
+    let lines = LineTable::of(&event, unsent.code);
+    if !lines.send_some(&event, thread, unsent) {
         add(&event.totals.ring_full, 1);
         return 0;
     }
-    let next = if unsent.frame == 0 { SEND_STACK } else { DEFINE };
+    let sent = thread.sent_bytes.load();
+    if sent < u64::from(lines.size) && sent < (LINE_TABLE_RECORDS as usize * LINE_TABLE_BYTES) as u64 {
+        // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event sends it anew.
+        unsafe { programs().tail_call(&context, SEND_CODE) };
+        return 0;
+    }
+    if !send_definition(&event, unsent, lines.size) {
+        add(&event.totals.ring_full, 1);
+        return 0;
+    }
+    go_on(&context, thread)
+}
+
+/// To the next code object, or to the stack itself.
+#[inline(always)]
+fn go_on(context: &ProbeContext, thread: &Thread) -> u32 {
+    let next = if thread.cursor.load() == 0 { SEND_STACK } else { DEFINE };
     // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event goes on.
-    unsafe { programs().tail_call(&context, next) };
+    unsafe { programs().tail_call(context, next) };
     0
 }
 
@@ -104,38 +151,43 @@ fn code_candidates(event: &Event, key: u64) -> Candidates {
 /// The deepest then takes 12 of the 33 tail calls in a row, and leaves 21 for code objects.
 const FRAMES: usize = MAX_FRAMES / 8;
 
-/// The innermost code object from `frame` on that has not been sent.
+/// Finds the innermost code object from `frame` on that has not been sent, and where to go on: in the thread's cells.
 #[inline(always)]
-fn first_unsent(event: &Event, frame: u64) -> Unsent {
-    let mut unsent = Unsent { code: 0, fingerprint: 0, frame };
-    let Some(generations) = KernelTables.generations() else { return Unsent { frame: 0, ..unsent } };
+fn search(event: &Event, thread: &Thread, mut frame: u64) {
+    thread.unsent_code.store(0);
+    thread.cursor.store(0);
+    let Some(generations) = KernelTables.generations() else { return };
     if frame == 0 {
-        return unsent;
+        return;
     }
-    let mut search = Search { event, generations, code: 0, fingerprint: 0 };
-    let end = walk_part::<FRAMES, _>(&UserMemory, event.layout, &mut unsent.frame, &mut search);
-    unsent.code = search.code;
-    unsent.fingerprint = search.fingerprint;
-    if search.code == 0 && end != end::TRUNCATED {
-        unsent.frame = 0;
+    let mut search = Search { event, generations, thread, found: 0 };
+    let end = walk_part::<FRAMES, _>(&UserMemory, event.layout, &mut frame, &mut search);
+    if search.found != 0 || end == end::TRUNCATED {
+        thread.cursor.store(frame);
     }
-    unsent
 }
 
-/// A code object, and where to look next; code 0: none was found, frame 0: there is nothing more to look at.
+/// A code object that has not been sent.
 #[derive(Clone, Copy)]
 struct Unsent {
     code: u64,
     fingerprint: u32,
-    frame: u64,
+}
+
+impl Unsent {
+    /// The one that was found last.
+    #[inline(always)]
+    fn of(thread: &Thread) -> Self {
+        Self { code: thread.unsent_code.load(), fingerprint: thread.unsent_fingerprint.load() as u32 }
+    }
 }
 
 /// Looks for the first code object that has not been sent.
 struct Search<'a> {
     event: &'a Event,
     generations: &'a Generations,
-    code: u64,
-    fingerprint: u32,
+    thread: &'a Thread,
+    found: u64,
 }
 
 impl Visitor for Search<'_> {
@@ -147,8 +199,9 @@ impl Visitor for Search<'_> {
         {
             return ControlFlow::Continue(());
         }
-        self.code = frame.code;
-        self.fingerprint = fingerprint;
+        self.thread.unsent_code.store(frame.code);
+        self.thread.unsent_fingerprint.store(fingerprint.into());
+        self.found = 1;
         ControlFlow::Break(())
     }
 }
@@ -224,12 +277,11 @@ fn write_part(event: &Event, reason: u32, number: u64, part: &mut Part) -> u32 {
     end
 }
 
-/// Sends the line table and then the rest, and marks the code object as sent.
+/// Sends what is not the line table, after it, and marks the code object as sent. `false`: the ring is full.
 #[inline(always)]
-fn send_code(event: &Event, unsent: Unsent) -> bool {
+fn send_definition(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool {
     let layout = event.layout;
-    let Unsent { code, fingerprint, .. } = unsent;
-    let Some(line_table_bytes) = send_line_table(event, code, fingerprint) else { return false };
+    let Unsent { code, fingerprint } = unsent;
     let Some(mut entry) = events().reserve::<CodeRecord>(0) else { return false };
     let at = |offset: u32| code.wrapping_add(u64::from(offset));
     let definition = entry.as_mut_ptr();
@@ -277,44 +329,68 @@ fn send_code(event: &Event, unsent: Unsent) -> bool {
     true
 }
 
-/// Bytes of the whole table; `None` when the ring is full.
-#[inline(always)]
-fn send_line_table(event: &Event, code: u64, fingerprint: u32) -> Option<u32> {
-    let layout = event.layout;
-    let Some(table) = UserMemory.read_word(code.wrapping_add(u64::from(layout.code_line_table))) else {
-        return Some(0);
-    };
-    let Some(size) = UserMemory.read_word(table.wrapping_add(u64::from(layout.bytes_size))) else {
-        return Some(0);
-    };
-    let size = if size > u64::from(u32::MAX) { 0 } else { size as u32 };
-    let mut offset = 0u32;
-    for _ in 0..LINE_TABLE_RECORDS {
-        if offset >= size {
-            break;
+/// Where a line table lies.
+#[derive(Clone, Copy)]
+struct LineTable {
+    data: u64,
+    size: u32,
+}
+
+impl LineTable {
+    /// That of a code object; without bytes where it cannot be read.
+    #[inline(always)]
+    fn of(event: &Event, code: u64) -> Self {
+        let layout = event.layout;
+        let table = UserMemory.word_or_zero(code.wrapping_add(u64::from(layout.code_line_table)));
+        let size = UserMemory.word_or_zero(table.wrapping_add(u64::from(layout.bytes_size)));
+        let size = if size > u64::from(u32::MAX) { 0 } else { size as u32 };
+        Self { data: table.wrapping_add(u64::from(layout.bytes_data)), size }
+    }
+
+    /// Sends the next records of it; `false` when the ring is full.
+    #[inline(always)]
+    fn send_some(self, event: &Event, thread: &Thread, unsent: Unsent) -> bool {
+        for _ in 0..LINE_TABLE_PART {
+            let offset = thread.sent_bytes.load() as u32;
+            if offset >= self.size {
+                break;
+            }
+            if !self.send_piece(event, unsent, offset) {
+                return false;
+            }
+            thread.sent_bytes.store(u64::from(offset) + LINE_TABLE_BYTES as u64);
         }
-        let mut entry = events().reserve::<LineTableRecord>(0)?;
+        true
+    }
+
+    /// Sends the part that begins at `offset`; nothing of an empty one. `false` when the ring is full.
+    #[inline(always)]
+    fn send_piece(self, event: &Event, unsent: Unsent, offset: u32) -> bool {
+        if self.size == 0 {
+            return true;
+        }
+        let Some(mut entry) = events().reserve::<LineTableRecord>(0) else { return false };
         let piece = entry.as_mut_ptr();
         // Compared as 64 bits: the verifier of Linux 6.1 does not follow a bound through a copy of the lower half of a register.
-        let left = u64::from(size) - u64::from(offset);
+        let left = u64::from(self.size) - u64::from(offset);
         let used = if left > LINE_TABLE_BYTES as u64 { LINE_TABLE_BYTES as u64 } else { left } as u32;
-        let from = table.wrapping_add(u64::from(layout.bytes_data)).wrapping_add(u64::from(offset));
         // SAFETY: `piece` points to a reserved record whose last field has `LINE_TABLE_BYTES` bytes.
-        let read = read_into(from, used, unsafe { (&raw mut (*piece).bytes).cast() });
+        let read = read_into(self.data.wrapping_add(u64::from(offset)), used, unsafe {
+            (&raw mut (*piece).bytes).cast()
+        });
         let process = event.cookie.process();
         // SAFETY: as above; fields are written in place.
         unsafe {
             (*piece).record = record::LINE_TABLE;
             (*piece).process = process;
-            (*piece).code = code;
-            (*piece).fingerprint = fingerprint;
+            (*piece).code = unsent.code;
+            (*piece).fingerprint = unsent.fingerprint;
             (*piece).used = if read { used } else { 0 };
             (*piece).offset = u64::from(offset);
         }
         entry.submit(0);
-        offset += LINE_TABLE_BYTES as u32;
+        true
     }
-    Some(size)
 }
 
 /// Reads the string object that `pointer_at` points to.

@@ -1,21 +1,22 @@
 //! The kernel half, loaded: its maps, its programs, and the points that are armed.
 
-use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 use aya::programs::{RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
 use rustc_hash::FxHashMap;
 use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
+use super::armed::{Armed, Links};
 use super::kernel_types::{KernelTypes, thread_pointer_offset};
+use super::load::{create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
 use super::{AttachError, Readiness, object, syscall};
 use crate::plan::FileOffset;
@@ -75,16 +76,11 @@ impl Program {
 }
 
 /// The programs that others continue in, in the order of their slots; see `tracer-ebpf/src/kernel/define.rs`.
-const CONTINUED: [&str; 3] = ["define", "send_stack", "book_block"];
+const CONTINUED: [&str; 4] = ["define", "send_stack", "book_block", "send_code"];
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.
 const WATCHED: [(&str, &CStr); 2] =
     [("process_exec", c"sched_process_exec"), ("process_exit", c"sched_process_exit")];
-
-// enum bpf_map_type, include/uapi/linux/bpf.h.
-const BPF_MAP_TYPE_ARRAY: u32 = 2;
-const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
-const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 
 /// Sizes of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,18 +120,6 @@ pub struct ProbePoint {
     pub cookie: Cookie,
 }
 
-/// Points that are armed; dropping it disarms them.
-#[derive(Debug)]
-pub struct Armed {
-    _links: Links,
-}
-
-#[derive(Debug)]
-enum Links {
-    Multi { _link: OwnedFd },
-    Perf { _links: Vec<UProbeLink> },
-}
-
 /// The kernel half.
 #[derive(Debug)]
 pub struct Kernel {
@@ -165,7 +149,7 @@ fn table_error<E: std::error::Error + Send + Sync + 'static>(
     move |source| AttachError::Table { table, source: Box::new(source) }
 }
 
-fn object_error<E: std::error::Error + Send + Sync + 'static>(
+pub(super) fn object_error<E: std::error::Error + Send + Sync + 'static>(
     what: &str,
 ) -> impl FnOnce(E) -> AttachError + use<'_, E> {
     move |source| AttachError::Object { what: what.to_owned(), source: Box::new(source) }
@@ -174,14 +158,18 @@ fn object_error<E: std::error::Error + Send + Sync + 'static>(
 impl Kernel {
     /// Creates the tables and loads every program, `mechanism` deciding for what kind of probe; nothing is armed yet.
     pub fn load(sizes: TableSizes, mechanism: Mechanism) -> Result<Self, AttachError> {
-        let offset = read_thread_pointer_offset()?;
         let filter_here = mechanism == Mechanism::MultiEverywhere;
         match mechanism {
             Mechanism::Multi | Mechanism::MultiEverywhere => {
                 let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
-                let maps = create_maps(&mut object, sizes)?;
-                let mut kernel = Self { maps, sizes, filter_here, loaded: Loaded::None };
-                kernel.write_settings(offset)?;
+                // Each takes 20 to 30 ms, and somebody waits to see his process armed.
+                let (offset, maps) = std::thread::scope(|scope| {
+                    let offset = scope.spawn(read_thread_pointer_offset);
+                    let maps = create_maps(&mut object, sizes);
+                    (offset.join().unwrap_or_else(|_| Err(missing("a reader"))), maps)
+                });
+                let mut kernel = Self { maps: maps?, sizes, filter_here, loaded: Loaded::None };
+                kernel.write_settings(offset?)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
             }
@@ -198,7 +186,7 @@ impl Kernel {
                 let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
                 let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
                 let mut kernel = Self { maps: maps.collect(), sizes, filter_here, loaded: Loaded::None };
-                kernel.write_settings(offset)?;
+                kernel.write_settings(read_thread_pointer_offset()?)?;
                 kernel.load_for_perf(&mut ebpf)?;
                 kernel.loaded = Loaded::Perf(Box::new(ebpf));
                 Ok(kernel)
@@ -355,16 +343,9 @@ impl Kernel {
 
     fn load_programs(&self, mut object: aya_obj::Object) -> Result<Loaded, AttachError> {
         relocate(&mut object, &self.maps)?;
-        // What takes the time is the verifier, and it works on as many programs at once as are asked for.
         let object = &object;
-        let names = Program::ALL.map(Program::name).into_iter().chain(CONTINUED);
-        let loaded: Vec<_> = std::thread::scope(|scope| {
-            let load = |name| scope.spawn(move || load_one(object, name, syscall::Kind::UprobeMulti));
-            let loads: Vec<_> = names.map(load).collect();
-            loads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
-        });
-        let mut loaded =
-            loaded.into_iter().map(|load| load.unwrap_or_else(|_| Err(missing("a program's loader"))));
+        let names: Vec<&'static str> = Program::ALL.map(Program::name).into_iter().chain(CONTINUED).collect();
+        let mut loaded = load_all(object, &names).into_iter();
         let mut programs = FxHashMap::default();
         for program in Program::ALL {
             let code = loaded.next().unwrap_or_else(|| Err(missing(program.name())))?;
@@ -384,47 +365,6 @@ impl Kernel {
         let array = self.maps.get("PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
         syscall::set_program(array, slot as u32, program).map_err(table_error("PROGRAMS"))
     }
-}
-
-/// The object's maps with the sizes that were asked for.
-fn create_maps(
-    object: &mut aya_obj::Object,
-    sizes: TableSizes,
-) -> Result<FxHashMap<String, Map>, AttachError> {
-    let mut maps = FxHashMap::default();
-    for (name, map) in &object.maps {
-        let mut map = map.clone();
-        let entries = match name.as_str() {
-            "LIVE" => sizes.live_buckets,
-            "INDEX" => sizes.index_buckets,
-            "CODES" => sizes.code_buckets,
-            "ACCOUNTS" => sizes.accounts,
-            "EVENTS" => sizes.ring_bytes,
-            _ => map.max_entries(),
-        };
-        map.set_max_entries(entries);
-        let kind = map.map_type();
-        let data = MapData::create(map, name, None).map_err(refused_or_broken)?;
-        let map = match kind {
-            BPF_MAP_TYPE_ARRAY => Map::Array(data),
-            BPF_MAP_TYPE_RINGBUF => Map::RingBuf(data),
-            BPF_MAP_TYPE_PROG_ARRAY => Map::ProgramArray(data),
-            _ => return Err(missing("a table of an unknown kind")),
-        };
-        maps.insert(name.clone(), map);
-    }
-    Ok(maps)
-}
-
-/// Writes the maps' descriptors into the programs.
-fn relocate(object: &mut aya_obj::Object, created: &FxHashMap<String, Map>) -> Result<(), AttachError> {
-    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-    let maps = std::mem::take(&mut object.maps);
-    let descriptors = maps.iter().filter_map(|(name, map)| {
-        Some((name.as_str(), map_descriptor(created.get(name)?)?.as_raw_fd(), map))
-    });
-    object.relocate_maps(descriptors, &text).map_err(object_error("maps"))?;
-    object.relocate_calls(&text).map_err(object_error("calls"))
 }
 
 fn arm_by_perf(
@@ -453,63 +393,15 @@ fn arm_by_perf(
     Ok(Armed { _links: Links::Perf { _links: links } })
 }
 
-fn missing(table: &'static str) -> AttachError {
+pub(super) fn missing(table: &'static str) -> AttachError {
     AttachError::Table { table, source: "it is not in the object".into() }
 }
 
-fn map_descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
+pub(super) fn map_descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     match map {
         Map::Array(data) | Map::RingBuf(data) | Map::ProgramArray(data) => Some(data.fd().as_fd()),
         _ => None,
     }
-}
-
-fn load_one(
-    parsed: &aya_obj::Object,
-    name: &'static str,
-    kind: syscall::Kind,
-) -> Result<OwnedFd, AttachError> {
-    let program = parsed.programs.get(name).ok_or_else(|| missing(name))?;
-    let function = parsed.functions.get(&program.function_key()).ok_or_else(|| missing(name))?;
-    let instructions: Vec<[u8; 8]> = function.instructions.iter().map(encode).collect();
-    let mut log = Vec::new();
-    syscall::load_program(kind, name, &instructions, &program.license, &mut log).map_err(|source| {
-        if source.raw_os_error() == Some(libc::EPERM) {
-            return AttachError::Refused { call: "BPF_PROG_LOAD", extra: "", source };
-        }
-        AttachError::Verifier { program: name, log: last_lines(&log), source }
-    })
-}
-
-/// `struct bpf_insn` as bytes: code, registers, offset, immediate.
-fn encode(instruction: &aya_obj::generated::bpf_insn) -> [u8; 8] {
-    let registers = instruction.dst_reg() | instruction.src_reg() << 4;
-    let [offset_low, offset_high] = instruction.off.to_le_bytes();
-    let [a, b, c, d] = instruction.imm.to_le_bytes();
-    [instruction.code, registers, offset_low, offset_high, a, b, c, d]
-}
-
-fn last_lines(log: &[u8]) -> String {
-    // Behind the end there are remains of what the verifier has taken back.
-    let written = log.split(|byte| *byte == 0).next().unwrap_or_default();
-    let text = String::from_utf8_lossy(written);
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(12);
-    lines[from..].join(" | ")
-}
-
-fn refused_or_broken<E: std::error::Error + Send + Sync + 'static>(error: E) -> AttachError {
-    let mut cause: Option<&dyn std::error::Error> = Some(&error);
-    while let Some(current) = cause {
-        if let Some(io) = current.downcast_ref::<io::Error>()
-            && io.raw_os_error() == Some(libc::EPERM)
-        {
-            let source = io::Error::from_raw_os_error(libc::EPERM);
-            return AttachError::Refused { call: "BPF_MAP_CREATE", extra: "", source };
-        }
-        cause = current.source();
-    }
-    AttachError::Object { what: "maps".to_owned(), source: Box::new(error) }
 }
 
 fn read_thread_pointer_offset() -> Result<u64, AttachError> {

@@ -3,17 +3,20 @@
 //! Only this stage and `drain` know aya, and only this stage makes system calls of its own. Whatever it arms belongs to file
 //! descriptors: it is gone when they are dropped, also when the tracer is killed.
 
+mod armed;
 mod kernel;
 mod kernel_types;
 pub mod known_kernels;
 mod layout;
+mod load;
 mod mechanism;
 mod object;
 mod readiness;
 mod syscall;
 mod target;
 
-pub use kernel::{Armed, Kernel, ProbePoint, Program, TableSizes};
+pub use armed::{Armed, disarm};
+pub use kernel::{Kernel, ProbePoint, Program, TableSizes};
 pub use layout::kernel_layout;
 pub use mechanism::Mechanism;
 pub use readiness::Readiness;

@@ -5,6 +5,7 @@
 //! seen to leave less those seen to come back.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::census::arenas::{ArenaVariables, find_arenas};
 use crate::census::pools::{blocks_in_use, scan_blocks_in_use};
@@ -34,17 +35,24 @@ const PROC: &str = "/proc";
 /// Tries of [`look`] on a process that runs.
 const TRIES: usize = 3;
 
+/// After this long there is no further try: the target is still armed, and who has pressed Ctrl-C waits.
+const PATIENCE: Duration = Duration::from_millis(20);
+
 /// Counts the blocks of a process, as near as can be to one moment: of several tries the one in which least happened.
+///
+/// `tables` keeps what was found in the process from one look to the next.
 pub fn look<E>(
     target: &Target,
+    tables: &mut Option<ArenaVariables>,
     mut totals: impl FnMut() -> Result<Totals, E>,
 ) -> Result<Result<Sight, String>, E> {
     let mut best: Option<Sight> = None;
     let mut reason = "the process has ended".to_owned();
-    let reader = match Reader::new(target) {
+    let reader = match Reader::new(target, tables.take()) {
         Ok(reader) => reader,
         Err(reason) => return Ok(Err(reason)),
     };
+    let started = Instant::now();
     for _ in 0..TRIES {
         let before = totals()?;
         let counted = reader.count();
@@ -62,12 +70,13 @@ pub fn look<E>(
                 if best.is_none_or(|best| moved < best.moved) {
                     best = Some(sight);
                 }
-                if moved == 0 {
+                if moved == 0 || started.elapsed() > PATIENCE {
                     break;
                 }
             }
         }
     }
+    *tables = reader.tables;
     Ok(best.ok_or(reason))
 }
 
@@ -80,8 +89,11 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(target: &'a Target) -> Result<Self, String> {
+    fn new(target: &'a Target, known: Option<ArenaVariables>) -> Result<Self, String> {
         let memory = ProcessMemory::open(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
+        if known.is_some() {
+            return Ok(Self { target, memory, tables: known });
+        }
         let mapped = mappings(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
         let Interpreter { layout, runtime, .. } = target.interpreter;
         let tables = find_arenas(&memory, &mapped, &layout, runtime).ok();

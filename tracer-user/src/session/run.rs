@@ -14,7 +14,8 @@ use super::recorder::{Recorder, losses};
 use super::target::Traced;
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
 use crate::attach::known_kernels::{Verdict, verdict};
-use crate::attach::{AttachError, Kernel, Mechanism, Readiness};
+use crate::attach::{AttachError, Kernel, Mechanism, Readiness, disarm};
+use crate::census::arenas::ArenaVariables;
 use crate::discover::{DiscoverError, Target};
 use crate::drain::read_totals;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
@@ -45,6 +46,8 @@ pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<R
 struct Watched {
     traced: Traced,
     first: Result<Sight, String>,
+    /// Where its pools are, once that is known.
+    arenas: Option<ArenaVariables>,
     from_start: bool,
     tally: Result<Tally, String>,
     running: bool,
@@ -219,13 +222,14 @@ impl<'a> Session<'a> {
         let traced = Traced::arm(&mut self.kernel, target, number, self.request.bare)?;
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.recorder.add_process(&traced);
+        let mut arenas = None;
         let first = if from_start {
             Ok(NOTHING_YET)
         } else {
-            look(&traced.target, || read_totals(&self.kernel, number))?
+            look(&traced.target, &mut arenas, || read_totals(&self.kernel, number))?
         };
         let tally = Err("the process ended before its pools could be read".to_owned());
-        self.watched.push(Watched { traced, first, from_start, tally, running: true });
+        self.watched.push(Watched { traced, first, arenas, from_start, tally, running: true });
         Ok(())
     }
 
@@ -233,7 +237,7 @@ impl<'a> Session<'a> {
     fn last_look(&mut self) -> Result<(), SessionError> {
         for watched in self.watched.iter_mut().filter(|watched| watched.running) {
             let slot = watched.traced.slot.number;
-            let last = look(&watched.traced.target, || read_totals(&self.kernel, slot))?;
+            let last = look(&watched.traced.target, &mut watched.arenas, || read_totals(&self.kernel, slot))?;
             let totals = read_totals(&self.kernel, slot)?;
             match (&watched.first, last) {
                 (Ok(first), Ok(last)) => {
@@ -289,9 +293,7 @@ impl<'a> Session<'a> {
             self.last_look()?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
-        for watched in &mut self.watched {
-            watched.traced.disarm();
-        }
+        disarm(self.watched.iter_mut().flat_map(|watched| watched.traced.take_armed()));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {

@@ -65,6 +65,11 @@ impl Traced {
         self.armed.clear();
     }
 
+    /// What is armed, to be disarmed together with others'.
+    pub fn take_armed(&mut self) -> Vec<Armed> {
+        std::mem::take(&mut self.armed)
+    }
+
     /// Stops counting for a process whose memory is not what it was: it has replaced itself.
     pub fn retire(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
         self.disarm();
