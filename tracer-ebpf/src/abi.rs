@@ -112,7 +112,7 @@ impl Cookie {
 pub struct Layout {
     /// 1 while this process's events count.
     pub active: u32,
-    /// Process id (thread group) in the initial namespace.
+    /// Process id (thread group) in the initial namespace; 0: the kernel itself starts the programs for the right process only.
     pub pid: u32,
     /// Address of the pointer to the running thread's state; 0: this process has no interpreter.
     pub thread_state_pointer: u64,
@@ -191,8 +191,10 @@ pub mod record {
     pub const LINE_TABLE: u32 = 3;
     /// A [`ProcessRecord`](super::ProcessRecord): the process has replaced itself.
     pub const EXEC: u32 = 4;
-    /// A [`ProcessRecord`](super::ProcessRecord): the process has ended.
+    /// A [`ProcessRecord`](super::ProcessRecord): a followed process has ended.
     pub const EXIT: u32 = 5;
+    /// A [`ProcessRecord`](super::ProcessRecord): a followed process has a child.
+    pub const FORK: u32 = 6;
 }
 
 /// How a walk ended; kept with the stack so that what is missing is named.
@@ -246,6 +248,10 @@ pub struct StackRecord {
     pub end: u32,
     /// Frames in the parts before this one.
     pub offset: u32,
+    /// The thread's number in the tracer's PID namespace.
+    pub thread: u32,
+    /// Zero.
+    pub spare: u32,
     /// Innermost first.
     pub frames: [RawFrame; PART_FRAMES],
 }
@@ -321,15 +327,25 @@ pub struct LineTableRecord {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct ProcessRecord {
-    /// [`record::EXEC`] or [`record::EXIT`].
+    /// [`record::EXEC`], [`record::EXIT`] or [`record::FORK`].
     pub record: u32,
-    /// Process id in the initial namespace.
+    /// Process id; like all numbers in records, in the tracer's PID namespace.
     pub pid: u32,
+    /// Of a child: its parent.
+    pub parent: u32,
+    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`).
+    pub shares_memory: u32,
+    /// When, by the monotonic clock.
+    pub nanoseconds: u64,
+    /// Of a child: pops and pushes that its parent was seen to make until then; 0 where the parent is not recorded.
+    pub pops: u64,
+    /// See `pops`.
+    pub pushes: u64,
 }
 
 const _: () = {
     assert!(size_of::<Layout>().is_multiple_of(8));
-    assert!(size_of::<StackRecord>() == 24 + 16 * PART_FRAMES);
+    assert!(size_of::<StackRecord>() == 32 + 16 * PART_FRAMES);
     assert!(MAX_FRAMES.is_multiple_of(PART_FRAMES) && PART_FRAMES.is_power_of_two());
     assert!(size_of::<CodeRecord>() == 32 + 16 * 3 + 128 + 256 + 512);
     assert!(size_of::<LineTableRecord>() == 32 + LINE_TABLE_BYTES);

@@ -168,6 +168,30 @@ pub struct Settings {
     pub held_process: Cell,
     /// 2^32 divided by `live_buckets`.
     pub live_step_between_lines: Cell,
+    /// Offsets in the kernel's structures.
+    pub kernel: KernelOffsets,
+    /// Inode number of the tracer's PID namespace, in whose numbers it is told of processes and threads; 0: the initial one.
+    pub own_namespace: Cell,
+    /// 1: every exec of the host is told; 0: those of followed processes.
+    pub all_execs: Cell,
+}
+
+/// Where the running kernel keeps what is read of it, in bytes from the start of the structure that the name begins with.
+#[repr(C)]
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "each is a member of the kernel's structure, from its own type information")]
+pub struct KernelOffsets {
+    pub task_pid: Cell,
+    pub task_tgid: Cell,
+    pub task_group_leader: Cell,
+    pub task_thread_pid: Cell,
+    pub task_signal: Cell,
+    pub task_mm: Cell,
+    pub signal_live: Cell,
+    pub pid_level: Cell,
+    pub pid_numbers: Cell,
+    /// `pid_namespace.ns.inum`.
+    pub namespace_number: Cell,
 }
 
 /// What the kernel half counts for all processes together.
@@ -182,6 +206,8 @@ pub struct Globals {
     pub exec_holds: Cell,
     /// How often the COMMAND has been held at a point.
     pub point_holds: Cell,
+    /// Forks, execs and ends of followed processes that userspace could not be told of.
+    pub untold: Cell,
 }
 
 /// All tables.

@@ -25,6 +25,7 @@ use super::maps::{
 };
 use super::memory::{UserMemory, read_into};
 use super::stack::Event;
+use super::task::Task;
 
 /// See the module.
 #[uprobe]
@@ -249,6 +250,7 @@ fn write_part(event: &Event, reason: u32, number: u64, part: &mut Part) -> u32 {
     let Some(mut entry) = events().reserve::<StackRecord>(0) else { return RING_FULL };
     let stack = entry.as_mut_ptr();
     let process = event.cookie.process();
+    let thread = Task::current().number(event.settings);
     // SAFETY: `stack` points to a reserved record; each field is written in place, so that none of it passes the stack.
     unsafe {
         (*stack).record = record::STACK;
@@ -256,6 +258,8 @@ fn write_part(event: &Event, reason: u32, number: u64, part: &mut Part) -> u32 {
         (*stack).account = part.account;
         (*stack).length = 0;
         (*stack).offset = part.offset;
+        (*stack).thread = thread;
+        (*stack).spare = 0;
     }
     let mut end = reason;
     if part.frame != 0 {

@@ -4,18 +4,24 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, ProgramArray, RingBuf},
+    maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use tracer_ebpf::abi::{Layout, PROCESSES, THREAD_BUCKETS};
 use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES, Place};
 use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
 
+/// include/uapi/linux/bpf.h.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// Followed processes at one time, recorded or not: with those whose program is none of Python's.
+const FOLLOWED_PROCESSES: u32 = 4096;
+
 #[map]
-static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static GLOBALS: Array<Globals> = Array::with_max_entries(1, 0);
+static GLOBALS: Array<Globals> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Mapped by userspace, which clears it of the blocks of processes that have ended.
 #[map]
-static LIVE: Array<Bucket> = Array::with_max_entries(1, 0);
+static LIVE: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static INDEX: Array<Bucket> = Array::with_max_entries(1, 0);
 #[map]
@@ -32,6 +38,9 @@ static GENERATIONS: Array<Generations> = Array::with_max_entries(1, 0);
 static THREAD_INDEX: Array<Bucket> = Array::with_max_entries(THREAD_BUCKETS, 0);
 #[map]
 static THREADS: Array<Thread> = Array::with_max_entries(THREAD_BUCKETS * 8, 0);
+/// Followed processes and their slots; 0: none yet.
+#[map]
+static FOLLOWED: HashMap<u32, u32> = HashMap::with_max_entries(FOLLOWED_PROCESSES, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Programs that others continue in; see [`DEFINE`].
@@ -81,6 +90,36 @@ pub fn layout(slot: u32) -> Option<&'static Layout> {
 #[inline(always)]
 pub fn totals(slot: u32) -> Option<&'static Totals> {
     TOTALS.get(slot)
+}
+
+/// The slot of a followed process, 0 before it has one; `None` for a process that is not followed.
+#[inline(always)]
+pub fn followed(pid: u32) -> Option<u32> {
+    // SAFETY: the value is a plain number, read at once; who changes it meanwhile replaces it as a whole.
+    unsafe { FOLLOWED.get(pid) }.copied()
+}
+
+/// Follows a process.
+#[inline(always)]
+pub fn follow(pid: u32) -> Result<(), i32> {
+    FOLLOWED.insert(pid, 0, 0)
+}
+
+/// Follows it no longer.
+#[inline(always)]
+pub fn unfollow(pid: u32) {
+    let _ = FOLLOWED.remove(pid);
+}
+
+/// Nothing counts for this slot any more: its process's memory is not what it was.
+#[inline(always)]
+pub fn deactivate(slot: u32) {
+    if slot != 0
+        && let Some(layout) = LAYOUTS.get_ptr_mut(slot)
+    {
+        // SAFETY: the pointer is to an element of the map; its other readers read this word as a whole.
+        unsafe { (&raw mut (*layout).active).write_volatile(0) };
+    }
 }
 
 /// The live blocks.

@@ -12,3 +12,4 @@ mod process;
 mod pymalloc;
 mod registers;
 mod stack;
+mod task;

@@ -39,7 +39,7 @@ impl Event {
         let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
         let layout = layout(cookie.process())?;
         let ids = bpf_get_current_pid_tgid();
-        if layout.active == 0 || layout.pid != (ids >> 32) as u32 {
+        if layout.active == 0 || layout.pid != 0 && layout.pid != (ids >> 32) as u32 {
             return None;
         }
         let totals = totals(cookie.process())?;

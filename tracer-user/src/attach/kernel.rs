@@ -4,9 +4,10 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use aya::maps::{Array, Map, MapData, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 use aya::programs::{RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfLoader};
@@ -15,7 +16,7 @@ use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
 use super::armed::{Armed, Links};
-use super::kernel_types::{KernelTypes, thread_pointer_offset};
+use super::kernel_types::{KernelTypes, Offsets, offsets};
 use super::load::{create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
 use super::{AttachError, Readiness, object, syscall};
@@ -25,6 +26,10 @@ use crate::plan::FileOffset;
 type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
 /// Index of `held_process` in it.
 const HELD_PROCESS: usize = 8;
+/// Index of `all_execs` in it.
+const ALL_EXECS: usize = 21;
+/// `tracer_ebpf::tables::Globals` as words.
+pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
 /// The programs that probe points start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,8 +84,11 @@ impl Program {
 const CONTINUED: [&str; 4] = ["define", "send_stack", "book_block", "send_code"];
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.
-const WATCHED: [(&str, &CStr); 2] =
-    [("process_exec", c"sched_process_exec"), ("process_exit", c"sched_process_exit")];
+const WATCHED: [(&str, &CStr); 3] = [
+    ("process_fork", c"sched_process_fork"),
+    ("process_exec", c"sched_process_exec"),
+    ("process_exit", c"sched_process_exit"),
+];
 
 /// Sizes of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +135,8 @@ pub struct Kernel {
     sizes: TableSizes,
     /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
     filter_here: bool,
+    /// Inode number of our PID namespace; 0: the initial one.
+    own_namespace: u64,
     loaded: Loaded,
 }
 
@@ -143,7 +153,7 @@ enum Loaded {
     Perf(Box<Ebpf>),
 }
 
-fn table_error<E: std::error::Error + Send + Sync + 'static>(
+pub(super) fn table_error<E: std::error::Error + Send + Sync + 'static>(
     table: &'static str,
 ) -> impl FnOnce(E) -> AttachError {
     move |source| AttachError::Table { table, source: Box::new(source) }
@@ -159,16 +169,21 @@ impl Kernel {
     /// Creates the tables and loads every program, `mechanism` deciding for what kind of probe; nothing is armed yet.
     pub fn load(sizes: TableSizes, mechanism: Mechanism) -> Result<Self, AttachError> {
         let filter_here = mechanism == Mechanism::MultiEverywhere;
+        let own_namespace = own_namespace();
+        if own_namespace != 0 && mechanism != Mechanism::Multi {
+            return Err(AttachError::Namespace);
+        }
         match mechanism {
             Mechanism::Multi | Mechanism::MultiEverywhere => {
                 let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
                 // Each takes 20 to 30 ms, and somebody waits to see his process armed.
                 let (offset, maps) = std::thread::scope(|scope| {
-                    let offset = scope.spawn(read_thread_pointer_offset);
+                    let offset = scope.spawn(read_offsets);
                     let maps = create_maps(&mut object, sizes);
                     (offset.join().unwrap_or_else(|_| Err(missing("a reader"))), maps)
                 });
-                let mut kernel = Self { maps: maps?, sizes, filter_here, loaded: Loaded::None };
+                let mut kernel =
+                    Self { maps: maps?, sizes, filter_here, own_namespace, loaded: Loaded::None };
                 kernel.write_settings(offset?)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
@@ -185,8 +200,9 @@ impl Kernel {
                     .map_err(refused_or_broken)?;
                 let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
                 let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
-                let mut kernel = Self { maps: maps.collect(), sizes, filter_here, loaded: Loaded::None };
-                kernel.write_settings(read_thread_pointer_offset()?)?;
+                let mut kernel =
+                    Self { maps: maps.collect(), sizes, filter_here, own_namespace, loaded: Loaded::None };
+                kernel.write_settings(read_offsets()?)?;
                 kernel.load_for_perf(&mut ebpf)?;
                 kernel.loaded = Loaded::Perf(Box::new(ebpf));
                 Ok(kernel)
@@ -194,7 +210,7 @@ impl Kernel {
         }
     }
 
-    fn write_settings(&mut self, thread_pointer: u64) -> Result<(), AttachError> {
+    fn write_settings(&mut self, offsets: Offsets) -> Result<(), AttachError> {
         let sizes = self.sizes;
         let entries = u64::from(sizes.live_buckets) * tracer_ebpf::bucket::ENTRIES as u64;
         // Thinning begins at 50 % and has 15 steps to 80 %: tests/account/capacity.rs of tracer-ebpf measures what fits.
@@ -202,7 +218,8 @@ impl Kernel {
         std::fs::File::open("/dev/urandom")
             .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
             .map_err(table_error("SETTINGS"))?;
-        let words: Settings = [
+        let mut words: Settings = [0; _];
+        words[..10].copy_from_slice(&[
             entries / 2,
             entries / 50,
             u64::from(sizes.live_buckets),
@@ -210,13 +227,15 @@ impl Kernel {
             u64::from(sizes.code_buckets),
             u64::from(sizes.accounts),
             u64::from_ne_bytes(seed),
-            thread_pointer,
+            offsets.thread_pointer,
             0,
             (1 << 32) / u64::from(sizes.live_buckets.max(1)),
-        ];
+        ]);
+        words[10..20].copy_from_slice(&offsets.kernel);
+        words[20] = self.own_namespace;
         self.array::<Settings>("SETTINGS")?.set(0, words, 0).map_err(table_error("SETTINGS"))?;
-        let globals = [0, u64::from(PROCESSES), 0, 0];
-        self.array::<[u64; 4]>("GLOBALS")?.set(0, globals, 0).map_err(table_error("GLOBALS"))
+        let globals: Globals = [0, u64::from(PROCESSES), 0, 0, 0];
+        self.array::<Globals>("GLOBALS")?.set(0, globals, 0).map_err(table_error("GLOBALS"))
     }
 
     /// The sizes it was loaded with.
@@ -227,20 +246,76 @@ impl Kernel {
 
     /// How often the held process has been held: after an exec, at a point.
     pub fn holds(&self) -> Result<(u64, u64), AttachError> {
-        let [_, _, after_exec, at_point]: [u64; 4] = self.words("GLOBALS", 0)?;
+        let [_, _, after_exec, at_point, _]: Globals = self.words("GLOBALS", 0)?;
         Ok((after_exec, at_point))
+    }
+
+    /// Forks, execs and ends of followed processes that we were not told of, because the ring buffer was full.
+    pub fn untold(&self) -> Result<u64, AttachError> {
+        let [_, _, _, _, untold]: Globals = self.words("GLOBALS", 0)?;
+        Ok(untold)
     }
 
     /// Which process may be held; 0: none.
     pub fn set_held(&mut self, pid: u32) -> Result<(), AttachError> {
+        self.set(HELD_PROCESS, u64::from(pid))
+    }
+
+    /// Whether we are in a PID namespace of our own.
+    #[must_use]
+    pub fn is_namespaced(&self) -> bool {
+        self.own_namespace != 0
+    }
+
+    /// How full the table of live blocks is: 1.0 is all of it.
+    pub fn live_fill(&self) -> Result<f64, AttachError> {
+        let [used, ..]: Globals = self.words("GLOBALS", 0)?;
+        let places = u64::from(self.sizes.live_buckets) * tracer_ebpf::bucket::ENTRIES as u64;
+        Ok(used as f64 / places as f64)
+    }
+
+    /// Asks to be told of every exec of the host, not only those of followed processes.
+    pub fn tell_all_execs(&mut self) -> Result<(), AttachError> {
+        self.set(ALL_EXECS, 1)
+    }
+
+    fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {
         let mut settings = self.array::<Settings>("SETTINGS")?;
         let mut words = settings.get(&0, 0).map_err(table_error("SETTINGS"))?;
-        words[HELD_PROCESS] = u64::from(pid);
+        words[setting] = value;
         settings.set(0, words, 0).map_err(table_error("SETTINGS"))
+    }
+
+    /// Follows a process: its children, its execs and its end are told. `slot`: where it is recorded; 0: nowhere yet.
+    pub fn follow(&mut self, pid: u32, slot: u16) -> Result<(), AttachError> {
+        self.followed()?.insert(pid, u32::from(slot), 0).map_err(table_error("FOLLOWED"))
+    }
+
+    /// Follows it no longer.
+    pub fn unfollow(&mut self, pid: u32) -> Result<(), AttachError> {
+        match self.followed()?.remove(&pid) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(table_error("FOLLOWED")(error)),
+        }
+    }
+
+    fn followed(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, AttachError> {
+        let map = self.maps.get_mut("FOLLOWED").ok_or_else(|| missing("FOLLOWED"))?;
+        HashMap::try_from(map).map_err(table_error("FOLLOWED"))
+    }
+
+    /// A table that userspace may map.
+    pub(super) fn table(&self, name: &'static str) -> Result<BorrowedFd<'_>, AttachError> {
+        self.maps.get(name).and_then(map_descriptor).ok_or_else(|| missing(name))
     }
 
     /// Tells the kernel half how to read process slot `slot`.
     pub fn set_layout(&mut self, slot: u32, layout: &Layout) -> Result<(), AttachError> {
+        let mut layout = *layout;
+        if self.own_namespace != 0 {
+            // The kernel half knows other numbers than we; that the process is the right one the links see to.
+            layout.pid = 0;
+        }
         let mut bytes = [0; size_of::<Layout>()];
         bytes.copy_from_slice(layout.as_bytes());
         self.array::<[u8; size_of::<Layout>()]>("LAYOUTS")?
@@ -399,15 +474,24 @@ pub(super) fn missing(table: &'static str) -> AttachError {
 
 pub(super) fn map_descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     match map {
-        Map::Array(data) | Map::RingBuf(data) | Map::ProgramArray(data) => Some(data.fd().as_fd()),
+        Map::HashMap(data) | Map::Array(data) | Map::RingBuf(data) | Map::ProgramArray(data) => {
+            Some(data.fd().as_fd())
+        }
         _ => None,
     }
 }
 
-fn read_thread_pointer_offset() -> Result<u64, AttachError> {
+/// Inode number of our PID namespace; 0 for the initial one, and where it cannot be read.
+fn own_namespace() -> u64 {
+    /// `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    let inode = std::fs::metadata("/proc/self/ns/pid").map_or(INITIAL, |file| file.ino());
+    if inode == INITIAL { 0 } else { inode }
+}
+
+fn read_offsets() -> Result<Offsets, AttachError> {
     const PATH: &str = "/sys/kernel/btf/vmlinux";
-    const MEMBER: &str = "task_struct.thread";
     let bytes = std::fs::read(PATH).map_err(|source| AttachError::NoKernelTypes { path: PATH, source })?;
-    let types = KernelTypes::new(&bytes).ok_or(AttachError::UnknownKernelType { member: MEMBER })?;
-    thread_pointer_offset(&types).ok_or(AttachError::UnknownKernelType { member: MEMBER })
+    let types = KernelTypes::new(&bytes).ok_or(AttachError::UnknownKernelType { member: "header" })?;
+    offsets(&types).map_err(|member| AttachError::UnknownKernelType { member })
 }

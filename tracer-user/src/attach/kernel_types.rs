@@ -48,19 +48,24 @@ impl<'a> KernelTypes<'a> {
         Some(Self { types: section(8, 12)?, strings: section(16, 20)? })
     }
 
-    /// Offset in bytes of `structure.member`.
+    /// Offsets in bytes of members, each `(structure, member)`, in one pass over all types.
     #[must_use]
-    pub fn member_offset(&self, structure: &str, member: &str) -> Option<u64> {
+    pub fn member_offsets<const MEMBERS: usize>(
+        &self,
+        members: [(&str, &str); MEMBERS],
+    ) -> [Option<u64>; MEMBERS] {
+        let mut offsets = [None; MEMBERS];
         let mut at = 0;
         while let Some((record, next)) = self.record(at) {
-            if let Some(record) = record
-                && record.name == structure.as_bytes()
-            {
-                return self.find_member(&record, member);
-            }
             at = next;
+            let Some(record) = record else { continue };
+            for ((structure, member), offset) in members.iter().zip(&mut offsets) {
+                if offset.is_none() && record.name == structure.as_bytes() {
+                    *offset = self.find_member(&record, member);
+                }
+            }
         }
-        None
+        offsets
     }
 
     fn find_member(&self, record: &Record<'_>, member: &str) -> Option<u64> {
@@ -98,16 +103,49 @@ impl<'a> KernelTypes<'a> {
     }
 }
 
-/// Where `task_struct` keeps the user-space thread pointer.
-#[must_use]
-pub fn thread_pointer_offset(types: &KernelTypes<'_>) -> Option<u64> {
-    let thread = types.member_offset("task_struct", "thread")?;
-    #[cfg(target_arch = "x86_64")]
-    let inner = types.member_offset("thread_struct", "fsbase")?;
-    // `uw` is a structure whose first member is `tp_value` (arch/arm64/include/asm/processor.h, struct thread_struct).
-    #[cfg(target_arch = "aarch64")]
-    let inner = types.member_offset("thread_struct", "uw")?;
-    Some(thread + inner)
+/// What is read of the kernel's own structures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offsets {
+    /// Where `task_struct` keeps the user-space thread pointer.
+    pub thread_pointer: u64,
+    /// In the order of `tracer_ebpf::tables::KernelOffsets`.
+    pub kernel: [u64; 10],
+}
+
+#[cfg(target_arch = "x86_64")]
+const THREAD_POINTER: (&str, &str) = ("thread_struct", "fsbase");
+/// `uw` is a structure whose first member is `tp_value` (arch/arm64/include/asm/processor.h, struct thread_struct).
+#[cfg(target_arch = "aarch64")]
+const THREAD_POINTER: (&str, &str) = ("thread_struct", "uw");
+
+const MEMBERS: [(&str, &str); 13] = [
+    ("task_struct", "thread"),
+    THREAD_POINTER,
+    ("task_struct", "pid"),
+    ("task_struct", "tgid"),
+    ("task_struct", "group_leader"),
+    ("task_struct", "thread_pid"),
+    ("task_struct", "signal"),
+    ("task_struct", "mm"),
+    ("signal_struct", "live"),
+    ("pid", "level"),
+    ("pid", "numbers"),
+    ("pid_namespace", "ns"),
+    ("ns_common", "inum"),
+];
+
+/// Reads them; the error is the member that is missing.
+pub fn offsets(types: &KernelTypes<'_>) -> Result<Offsets, &'static str> {
+    let found = types.member_offsets(MEMBERS);
+    let mut all = [0; MEMBERS.len()];
+    for ((offset, place), (_, member)) in found.iter().zip(&mut all).zip(MEMBERS) {
+        *place = offset.ok_or(member)?;
+    }
+    let [thread, inner, kernel @ .., namespace, number] = all;
+    let mut offsets = Offsets { thread_pointer: thread + inner, kernel: [0; 10] };
+    offsets.kernel[..9].copy_from_slice(&kernel);
+    offsets.kernel[9] = namespace + number;
+    Ok(offsets)
 }
 
 #[cfg(test)]
@@ -123,10 +161,9 @@ mod tests {
         };
         let types = KernelTypes::new(&bytes).unwrap();
         // The first member of every list head, on every kernel.
-        assert_eq!(types.member_offset("list_head", "next"), Some(0));
-        assert_eq!(types.member_offset("list_head", "prev"), Some(8));
-        assert!(thread_pointer_offset(&types).unwrap() > 1000);
-        assert_eq!(types.member_offset("list_head", "no such member"), None);
+        let members = [("list_head", "next"), ("list_head", "prev"), ("list_head", "no such member")];
+        assert_eq!(types.member_offsets(members), [Some(0), Some(8), None]);
+        assert!(offsets(&types).unwrap().thread_pointer > 1000);
     }
 
     proptest! {
@@ -137,7 +174,7 @@ mod tests {
                 bytes[4..24].copy_from_slice(&[24, 0, 0, 0, 0, 0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 100, 0, 0, 0]);
             }
             if let Some(types) = KernelTypes::new(&bytes) {
-                let _ = types.member_offset("a", "b");
+                let _ = types.member_offsets([("a", "b"), ("", "")]);
             }
         }
     }

@@ -15,6 +15,7 @@ use super::kernel::{TableSizes, map_descriptor, missing, object_error};
 use super::{AttachError, syscall};
 
 // enum bpf_map_type, include/uapi/linux/bpf.h.
+const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_RINGBUF: u32 = 27;
@@ -39,6 +40,7 @@ pub fn create_maps(
         let kind = map.map_type();
         let data = MapData::create(map, name, None).map_err(refused_or_broken)?;
         let map = match kind {
+            BPF_MAP_TYPE_HASH => Map::HashMap(data),
             BPF_MAP_TYPE_ARRAY => Map::Array(data),
             BPF_MAP_TYPE_RINGBUF => Map::RingBuf(data),
             BPF_MAP_TYPE_PROG_ARRAY => Map::ProgramArray(data),

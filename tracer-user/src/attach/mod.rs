@@ -8,6 +8,7 @@ mod kernel;
 mod kernel_types;
 pub mod known_kernels;
 mod layout;
+mod live;
 mod load;
 mod mechanism;
 mod object;
@@ -16,8 +17,9 @@ mod syscall;
 mod target;
 
 pub use armed::{Armed, disarm};
-pub use kernel::{Kernel, ProbePoint, Program, TableSizes};
+pub use kernel::{Globals, Kernel, ProbePoint, Program, TableSizes};
 pub use layout::kernel_layout;
+pub use live::forget_blocks;
 pub use mechanism::Mechanism;
 pub use readiness::Readiness;
 pub use target::{FilePlan, Slot, arm};
@@ -58,6 +60,11 @@ pub enum AttachError {
         /// What it said.
         source: io::Error,
     },
+    /// In a container, on a kernel that cannot tell processes apart for us.
+    #[error(
+        "this kernel cannot be used from within a PID namespace: run alloctrace on the host, or use Linux 6.10 or later"
+    )]
+    Namespace,
     /// A kernel that is known to fail.
     #[error(
         "the kernel {release} is known to fail: {reason}; use another one, or take the risk with --any-kernel"

@@ -29,10 +29,19 @@ pub struct Arguments {
         short,
         long = "pid",
         value_name = "PID",
-        required_unless_present = "command",
+        required_unless_present_any = ["command", "all", "cgroup"],
         conflicts_with = "command"
     )]
     pids: Vec<u32>,
+    /// Record every Python process of the host, also those that start later
+    #[arg(short, long, conflicts_with_all = ["pids", "command", "no_follow"])]
+    all: bool,
+    /// Record every Python process of a control group (version 2), also those that start later
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["pids", "command", "all", "no_follow"])]
+    cgroup: Option<PathBuf>,
+    /// Leave children alone
+    #[arg(long)]
+    no_follow: bool,
     /// Run this command and record it from its first allocation
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<OsString>,
@@ -90,6 +99,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         duration: arguments.duration,
         mechanism: mechanism(arguments),
         sizes: sizes(arguments)?,
+        follow: !arguments.no_follow,
         any_kernel: arguments.any_kernel,
         bare: arguments.bench_empty,
     };
@@ -134,7 +144,11 @@ fn log_to_standard_error(verbose: u8) {
 }
 
 fn subject(arguments: &Arguments) -> Subject {
-    if arguments.command.is_empty() {
+    if arguments.all {
+        Subject::Everything
+    } else if let Some(path) = &arguments.cgroup {
+        Subject::Cgroup(path.clone())
+    } else if arguments.command.is_empty() {
         let mut pids = arguments.pids.clone();
         pids.sort_unstable();
         pids.dedup();

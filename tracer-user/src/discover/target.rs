@@ -118,6 +118,19 @@ pub struct MappedFile {
     pub bias: u64,
 }
 
+impl MappedFile {
+    /// The same file in a process `child` that is a copy of process `parent`.
+    #[must_use]
+    pub fn of_fork(&self, parent: u32, child: u32) -> Self {
+        let folder = |pid: u32| Path::new("/proc").join(pid.to_string());
+        let path = self
+            .path
+            .strip_prefix(folder(parent))
+            .map_or_else(|_| self.path.clone(), |rest| folder(child).join(rest));
+        Self { path, ..self.clone() }
+    }
+}
+
 /// A CPython interpreter in a process.
 #[derive(Debug, Clone)]
 pub struct Interpreter {
@@ -169,6 +182,18 @@ impl Target {
         });
         let thread_self_distance = c_library.as_ref().map_or(0, known_distance);
         Ok(Self { pid, command, interpreter, c_library, thread_self_distance })
+    }
+}
+
+impl Target {
+    /// What a copy of this process is: `pid` is its fork, and has not run another program since.
+    #[must_use]
+    pub fn of_fork(&self, pid: u32) -> Self {
+        let mut child = self.clone();
+        child.interpreter.file = self.interpreter.file.of_fork(self.pid, pid);
+        child.c_library = self.c_library.as_ref().map(|file| file.of_fork(self.pid, pid));
+        child.pid = pid;
+        child
     }
 }
 

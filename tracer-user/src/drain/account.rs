@@ -2,7 +2,7 @@
 
 use tracer_ebpf::abi::PROCESSES;
 
-use crate::attach::{AttachError, Kernel};
+use crate::attach::{AttachError, Globals, Kernel};
 use crate::profile::{Amount, Domain, Values};
 
 /// One account.
@@ -102,7 +102,7 @@ pub fn read_accounts(
     peak_at: impl Fn(u32) -> u64,
     mut visit: impl FnMut(AccountRow),
 ) -> Result<(), AttachError> {
-    let [_, used, _, _]: [u64; 4] = kernel.words("GLOBALS", 0)?;
+    let [_, used, ..]: Globals = kernel.words("GLOBALS", 0)?;
     let used = u32::try_from(used).unwrap_or(u32::MAX).min(kernel.sizes().accounts);
     // The processes' own accounts come first.
     for account in 1..used.max(PROCESSES) {

@@ -8,5 +8,5 @@ mod records;
 mod thinning;
 
 pub use account::{AccountRow, Totals, read_accounts, read_totals};
-pub use records::{Event, decode};
+pub use records::{Event, ProcessEvent, decode};
 pub use thinning::live_bytes_error;

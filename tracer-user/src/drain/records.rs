@@ -21,6 +21,8 @@ pub enum Event {
         end: u32,
         /// Frames in the parts before.
         offset: u32,
+        /// The thread's number in our PID namespace; 0 where it has none there.
+        thread: u32,
         /// Innermost first.
         frames: Vec<RawFrame>,
     },
@@ -50,15 +52,42 @@ pub enum Event {
         /// The piece.
         bytes: Vec<u8>,
     },
-    /// A process has replaced its program.
-    Exec {
-        /// Which.
-        pid: u32,
-    },
+    /// Something has happened to a whole process.
+    Process(ProcessEvent),
     /// Something that this version does not know, or a record that is too short.
     Unknown {
         /// The first word.
         record: u32,
+    },
+}
+
+/// What happens to whole processes. Times are nanoseconds of the monotonic clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessEvent {
+    /// A followed process has a child.
+    Fork {
+        /// The child.
+        pid: u32,
+        /// Its parent.
+        parent: u32,
+        /// It runs in its parent's memory until it execs.
+        shares_memory: bool,
+        /// When.
+        nanoseconds: u64,
+        /// Pops and pushes of the parent until then.
+        parent_events: (u64, u64),
+    },
+    /// A process has replaced its program.
+    Exec {
+        /// Which.
+        pid: u32,
+        /// When.
+        nanoseconds: u64,
+    },
+    /// A followed process has ended.
+    Exit {
+        /// Which.
+        pid: u32,
     },
 }
 
@@ -70,12 +99,26 @@ pub fn decode(bytes: &[u8]) -> Event {
         record::STACK => stack(bytes),
         record::CODE => code(bytes),
         record::LINE_TABLE => line_table(bytes),
-        record::EXEC => {
-            ProcessRecord::read_from_prefix(bytes).ok().map(|(process, _)| Event::Exec { pid: process.pid })
-        }
+        record::EXEC | record::EXIT | record::FORK => process(bytes),
         _ => None,
     };
     decoded.unwrap_or(Event::Unknown { record: number })
+}
+
+fn process(bytes: &[u8]) -> Option<Event> {
+    let (told, _) = ProcessRecord::read_from_prefix(bytes).ok()?;
+    let ProcessRecord { record, pid, parent, shares_memory, nanoseconds, pops, pushes } = told;
+    Some(Event::Process(match record {
+        record::FORK => ProcessEvent::Fork {
+            pid,
+            parent,
+            shares_memory: shares_memory != 0,
+            nanoseconds,
+            parent_events: (pops, pushes),
+        },
+        record::EXEC => ProcessEvent::Exec { pid, nanoseconds },
+        _ => ProcessEvent::Exit { pid },
+    }))
 }
 
 fn stack(bytes: &[u8]) -> Option<Event> {
@@ -86,6 +129,7 @@ fn stack(bytes: &[u8]) -> Option<Event> {
         account: stack.account,
         end: stack.end,
         offset: stack.offset,
+        thread: stack.thread,
         frames: stack.frames[..length].to_vec(),
     })
 }
@@ -136,8 +180,9 @@ mod tests {
 
     #[test]
     fn exec() {
-        let bytes: Vec<u8> = [record::EXEC, 4711].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
-        assert_eq!(decode(&bytes), Event::Exec { pid: 4711 });
+        let words = [record::EXEC, 4711, 0, 0, 7, 0, 0, 0, 0, 0];
+        let bytes: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        assert_eq!(decode(&bytes), Event::Process(ProcessEvent::Exec { pid: 4711, nanoseconds: 7 }));
     }
 
     #[test]
@@ -148,7 +193,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode(number in 0u32..6, mut bytes in proptest::collection::vec(any::<u8>(), 4..3000)) {
+        fn any_bytes_decode(number in 0u32..7, mut bytes in proptest::collection::vec(any::<u8>(), 4..3000)) {
             bytes[..4].copy_from_slice(&number.to_ne_bytes());
             let _ = decode(&bytes);
         }

@@ -80,10 +80,14 @@ pub fn trust(profile: &Profile) -> String {
         String::new()
     };
     let coverage = match &recording.coverage {
-        Coverage::Measured { allocations, frees, uncertainty } => {
+        Coverage::Measured { allocations, frees, uncertainty, unmeasured_processes } => {
             let (allocations, frees) = (share(*allocations), share(*frees));
             let error = error_of_share(*uncertainty);
-            format!("coverage {allocations} of allocations, {frees} of frees{error}")
+            let without = match unmeasured_processes {
+                0 => String::new(),
+                number => format!(" (without {number} processes, of which it was not measured)"),
+            };
+            format!("coverage {allocations} of allocations, {frees} of frees{error}{without}")
         }
         Coverage::Unmeasured { unmeasured } => {
             format!("coverage not measured: {}", text::visible(unmeasured))
@@ -120,6 +124,9 @@ fn losses(losses: &Losses) -> String {
         failed_reads,
         ring_full,
         missed_probes,
+        blocks_before_armed,
+        unfollowed_processes,
+        untold_processes,
     } = *losses;
     let causes = [
         (live_table_full, "blocks without a place in the live table"),
@@ -131,6 +138,9 @@ fn losses(losses: &Losses) -> String {
         (failed_reads, "failed reads"),
         (ring_full, "records that found the ring buffer full"),
         (missed_probes, "missed probes"),
+        (blocks_before_armed, "blocks that followed processes took before they were armed"),
+        (unfollowed_processes, "processes that could not be followed"),
+        (untold_processes, "forks, execs or ends of processes untold"),
     ];
     let list: Vec<String> = causes
         .iter()

@@ -100,7 +100,7 @@ pub struct Sample {
 }
 
 /// One recorded process.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Process {
     /// Process id as the host sees it.
     pub pid: u32,
@@ -108,6 +108,24 @@ pub struct Process {
     pub command: String,
     /// Interpreter version such as `3.12.1`.
     pub interpreter: String,
+    /// How it came in, if it is not one that was asked for by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Followed>,
+    /// Whether it ended while others were recorded: what it held is gone, and its live memory is nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
+}
+
+/// A process that was found by itself, and what is missing of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Followed {
+    /// Process id of its parent; 0 where that is none that was followed.
+    pub parent: u32,
+    /// From its fork or exec until all its points were armed: what it did then was not seen.
+    pub armed_after_nanoseconds: u64,
+    /// Blocks of pymalloc that it took then and still held; `null` where that is not known.
+    pub blocks_before: Option<u64>,
 }
 
 /// Share of true events that were seen, or why that is not known.
@@ -123,6 +141,9 @@ pub enum Coverage {
         /// How far either share may be off, because the process ran while its pools were read; 0.0 if it stood still.
         #[serde(default)]
         uncertainty: f64,
+        /// Processes of which that could not be measured, and which are not in the shares.
+        #[serde(default)]
+        unmeasured_processes: u32,
     },
     /// Not measured; the text says why.
     Unmeasured {
@@ -153,6 +174,12 @@ pub struct Losses {
     pub ring_full: u64,
     /// Probes that the kernel skipped (nested hits).
     pub missed_probes: u64,
+    /// Blocks that followed processes took before they were armed, and still held then.
+    pub blocks_before_armed: u64,
+    /// Python processes that should have been followed and were not: no place for them, or they could not be armed.
+    pub unfollowed_processes: u64,
+    /// Forks, execs and ends that the kernel half could not tell of.
+    pub untold_processes: u64,
 }
 
 /// What recording cost.

@@ -239,7 +239,7 @@ impl Encoder {
 
 /// JSON has no NaN; a share of nothing (0/0) must not make the file unreadable.
 fn with_finite_numbers(mut recording: Recording) -> Recording {
-    if let Coverage::Measured { allocations, frees, uncertainty } = recording.coverage
+    if let Coverage::Measured { allocations, frees, uncertainty, .. } = recording.coverage
         && !(allocations.is_finite() && frees.is_finite() && uncertainty.is_finite())
     {
         recording.coverage = Coverage::Unmeasured { unmeasured: "nothing to measure against".to_owned() };

@@ -156,13 +156,14 @@ impl Tally {
         }
     }
 
-    /// As shares.
-    pub fn coverage(self) -> Coverage {
+    /// As shares; `unmeasured_processes`: how many are not in it.
+    pub fn coverage(self, unmeasured_processes: u32) -> Coverage {
         let share = |seen: f64, missed: f64| if seen + missed == 0.0 { 1.0 } else { seen / (seen + missed) };
         Coverage::Measured {
             allocations: share(self.pops, self.missed_pops),
             frees: share(self.pushes, self.missed_pushes),
             uncertainty: 1.0 - share(self.pops.min(self.pushes), self.uncertain),
+            unmeasured_processes,
         }
     }
 }
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     fn measured(from: Sight, to: Sight, totals: Totals, from_start: bool) -> (f64, f64) {
-        match Tally::of(from, to, &totals, from_start).coverage() {
+        match Tally::of(from, to, &totals, from_start).coverage(0) {
             Coverage::Measured { allocations, frees, .. } => (allocations, frees),
             Coverage::Unmeasured { unmeasured } => panic!("{unmeasured}"),
         }
@@ -225,8 +226,10 @@ mod tests {
     fn what_happened_while_the_pools_were_read_is_uncertain() {
         let from = Sight { blocks: 500, pops: 100, pushes: 100, moved: 10 };
         let to = Sight { blocks: 507, pops: 1100, pushes: 1100, moved: 30 };
-        let coverage = Tally::of(from, to, &Totals::default(), false).coverage();
-        let Coverage::Measured { allocations, frees, uncertainty } = coverage else { panic!("{coverage:?}") };
+        let coverage = Tally::of(from, to, &Totals::default(), false).coverage(0);
+        let Coverage::Measured { allocations, frees, uncertainty, .. } = coverage else {
+            panic!("{coverage:?}")
+        };
         assert!((allocations - 1000.0 / 1007.0).abs() < 1e-9 && frees == 1.0, "{allocations} {frees}");
         assert!((uncertainty - 20.0 / 1020.0).abs() < 1e-9, "{uncertainty}");
     }

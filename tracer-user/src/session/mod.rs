@@ -4,11 +4,16 @@
 
 mod command;
 mod coverage;
+mod find;
+mod follow;
+mod processes;
 mod recorder;
 mod run;
 mod target;
+mod wakes;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -26,6 +31,10 @@ pub enum Subject {
     Processes(Vec<u32>),
     /// A command to be started: program and arguments.
     Command(Vec<OsString>),
+    /// Every Python process of the host.
+    Everything,
+    /// Every Python process of a control group.
+    Cgroup(PathBuf),
 }
 
 /// A validated request.
@@ -39,6 +48,8 @@ pub struct Request {
     pub mechanism: Option<Mechanism>,
     /// Sizes of the kernel's tables.
     pub sizes: TableSizes,
+    /// Record children too.
+    pub follow: bool,
     /// Go on where the kernel is known to crash.
     pub any_kernel: bool,
     /// For benches: start programs that do nothing.
@@ -101,6 +112,14 @@ pub enum SessionError {
         program: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A control group that is none.
+    #[error(
+        "found no control group `{path}`: give its folder below /sys/fs/cgroup, or what `/proc/PID/cgroup` says (version 2)"
+    )]
+    NoCgroup {
+        /// What was asked for.
+        path: PathBuf,
     },
     /// Something of our own runtime.
     #[error("failed to {what}")]

@@ -4,8 +4,12 @@ use rustc_hash::FxHashMap;
 use tracer_ebpf::abi::{PROCESSES, end};
 
 use crate::attach::Kernel;
-use crate::drain::{AccountRow, Event, Totals, decode, live_bytes_error, read_accounts, read_totals};
-use crate::profile::{Domain, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack};
+use crate::drain::{
+    AccountRow, Event, ProcessEvent, Totals, decode, live_bytes_error, read_accounts, read_totals,
+};
+use crate::profile::{
+    Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack,
+};
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
 use crate::session::target::Traced;
@@ -38,6 +42,10 @@ pub struct Recorder {
     /// By account: the parts of stacks whose last part has not come.
     parts: FxHashMap<u32, Vec<RawFrame>>,
     processes: Vec<(u16, Process)>,
+    /// Whether we see other numbers than the host.
+    is_namespaced: bool,
+    /// By account: the thread's number as we see it, where that is not the host's.
+    threads: FxHashMap<u32, u32>,
     truncated_stacks: u64,
     unknown_records: u64,
 }
@@ -45,7 +53,7 @@ pub struct Recorder {
 impl Recorder {
     /// Nothing received yet. `accounts`: how many the kernel half has room for.
     #[must_use]
-    pub fn new(accounts: u32) -> Self {
+    pub fn new(accounts: u32, is_namespaced: bool) -> Self {
         Self {
             accounts: accounts as usize,
             resolver: Resolver::new(Limits::default()),
@@ -54,19 +62,23 @@ impl Recorder {
             tables: FxHashMap::default(),
             parts: FxHashMap::default(),
             processes: Vec::new(),
+            is_namespaced,
+            threads: FxHashMap::default(),
             truncated_stacks: 0,
             unknown_records: 0,
         }
     }
 
     /// Adds a process; before its first record arrives.
-    pub fn add_process(&mut self, traced: &Traced) {
+    pub fn add_process(&mut self, traced: &Traced, followed: Option<Followed>) {
         let index = ProcessIndex(self.processes.len() as u32);
         self.resolver.add_process(index, *traced.layout());
         let process = Process {
             pid: traced.target.pid,
             command: traced.target.command.clone(),
             interpreter: traced.target.interpreter.version.to_string(),
+            followed,
+            ended: false,
         };
         self.processes.push((traced.slot.number, process));
     }
@@ -77,9 +89,12 @@ impl Recorder {
     }
 
     /// Takes one record; gives back what concerns whole processes.
-    pub fn take(&mut self, record: &[u8]) -> Option<u32> {
+    pub fn take(&mut self, record: &[u8]) -> Option<ProcessEvent> {
         match decode(record) {
-            Event::Stack { process, account, end, offset, frames } => {
+            Event::Stack { process, account, end, offset, thread, frames } => {
+                if self.is_namespaced {
+                    self.threads.insert(account, thread);
+                }
                 if let Some(frames) = self.whole_stack(account, end, offset, frames) {
                     self.take_stack(process, account, end, &frames);
                 }
@@ -95,7 +110,7 @@ impl Recorder {
                     self.resolver.define(index, code, fingerprint, &definition);
                 }
             }
-            Event::Exec { pid } => return Some(pid),
+            Event::Process(event) => return Some(event),
             Event::Unknown { .. } => self.unknown_records += 1,
         }
         None
@@ -181,11 +196,12 @@ impl Recorder {
         }
     }
 
-    /// Makes the profile from the kernel's counters.
+    /// Makes the profile from the kernel's counters. `gone`: slots of processes that have ended, and hold nothing.
     pub fn into_profile(
         mut self,
         kernel: &Kernel,
         mut recording: Recording,
+        gone: &[u16],
     ) -> Result<Profile, SessionError> {
         let mut totals: FxHashMap<u32, Totals> = FxHashMap::default();
         for (slot, _) in &self.processes {
@@ -193,13 +209,29 @@ impl Recorder {
         }
         let mut samples = Vec::new();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
-        read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
+        let is_gone = |slot: u32| gone.iter().any(|gone| u32::from(*gone) == slot);
+        read_accounts(kernel, peak_at, |mut row| {
+            if is_gone(row.process) {
+                row.values.live = Amount::default();
+            }
+            samples.extend(self.sample(row));
+        })?;
+        for (slot, process) in &mut self.processes {
+            process.ended = gone.contains(slot);
+        }
         merge(&mut samples);
         let counts = self.resolver.counts();
         tracing::debug!(?counts, ?totals, "resolved");
+        let of_processes = Losses { ..recording.losses };
         recording.losses = losses(totals.values());
+        recording.losses.unfollowed_processes = of_processes.unfollowed_processes;
+        recording.losses.untold_processes = of_processes.untold_processes;
+        let before =
+            self.processes.iter().filter_map(|(_, process)| process.followed.as_ref()?.blocks_before);
+        recording.losses.blocks_before_armed = before.sum();
         if recording.losses.thinned > 0 {
-            let slots: Vec<u16> = self.processes.iter().map(|(slot, _)| *slot).collect();
+            let slots: Vec<u16> =
+                self.processes.iter().map(|(slot, _)| *slot).filter(|slot| !gone.contains(slot)).collect();
             recording.live_bytes_error = live_bytes_error(kernel, &slots)?;
         }
         recording.losses.unresolved_frames = counts.unresolved();
@@ -226,7 +258,8 @@ impl Recorder {
             };
             stack = std::iter::once(self.resolver.marker(text)).collect();
         }
-        Some(Sample { process, thread: row.thread, domain: row.domain, stack, values: row.values })
+        let thread = self.threads.get(&row.account).copied().unwrap_or(row.thread);
+        Some(Sample { process, thread, domain: row.domain, stack, values: row.values })
     }
 }
 

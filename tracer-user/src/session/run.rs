@@ -1,27 +1,26 @@
-//! The loop of a recording: signals, records, time, and the ends of processes.
+//! The loop of a recording: what wakes it up, and what is done then.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use aya::maps::{MapData, RingBuf};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustc_hash::FxHashSet;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::command::{Change, Child};
-use super::coverage::{NOTHING_YET, Sight, Tally, look};
-use super::recorder::{Recorder, losses};
+use super::find::Finder;
+use super::follow::{Follower, Step, Wanted};
+use super::processes::{Origin, Processes};
+use super::recorder::Recorder;
 use super::target::Traced;
+use super::wakes::{Wake, Wakes};
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
 use crate::attach::known_kernels::{Verdict, verdict};
 use crate::attach::{AttachError, Kernel, Mechanism, Readiness, disarm};
-use crate::census::arenas::ArenaVariables;
 use crate::discover::{DiscoverError, Target};
-use crate::drain::read_totals;
+use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
-
-/// How often progress is told, and the interpreter asked whether it has started.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Somebody who is told how it goes.
 pub trait Observer {
@@ -39,18 +38,9 @@ pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<R
     match &request.subject {
         Subject::Processes(pids) => session.attach_to(pids, observer).await,
         Subject::Command(command) => session.run_command(command, observer).await,
+        Subject::Everything => session.attach_to_all(Finder::Everything, observer).await,
+        Subject::Cgroup(path) => session.attach_to_all(Finder::cgroup(path)?, observer).await,
     }
-}
-
-/// A process and the first look at its pools.
-struct Watched {
-    traced: Traced,
-    first: Result<Sight, String>,
-    /// Where its pools are, once that is known.
-    arenas: Option<ArenaVariables>,
-    from_start: bool,
-    tally: Result<Tally, String>,
-    running: bool,
 }
 
 struct Session<'a> {
@@ -59,19 +49,18 @@ struct Session<'a> {
     ring: RingBuf<MapData>,
     readiness: Readiness,
     recorder: Recorder,
-    watched: Vec<Watched>,
+    processes: Processes,
+    follower: Follower,
+    /// The command, which is held and armed where it execs; 0: there is none.
+    command: u32,
+    /// Where more processes may come from.
+    finder: Option<Finder>,
+    /// Those of the finder that have been looked at.
+    seen: FxHashSet<u32>,
     started: Option<(SystemTime, Instant)>,
     default_metric: &'static str,
-}
-
-/// Why waiting ended.
-enum Wake {
-    Records,
-    Tick,
-    Child,
-    Interrupt,
-    Forward(Signal),
-    TimeIsUp,
+    /// Python processes that are not recorded although they should be.
+    unfollowed: u64,
 }
 
 impl<'a> Session<'a> {
@@ -84,16 +73,26 @@ impl<'a> Session<'a> {
         let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
         let (ring, readiness) = kernel.take_ring()?;
-        let recorder = Recorder::new(request.sizes.accounts);
+        let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
+        let wanted = match request.subject {
+            _ if !request.follow => Wanted::Named,
+            Subject::Everything | Subject::Cgroup(_) => Wanted::All,
+            Subject::Processes(_) | Subject::Command(_) => Wanted::Descendants,
+        };
         Ok(Self {
             request,
             kernel,
             ring,
             readiness,
             recorder,
-            watched: Vec::new(),
+            processes: Processes::default(),
+            follower: Follower::new(wanted),
+            command: 0,
+            finder: None,
+            seen: FxHashSet::default(),
             started: None,
             default_metric: "live",
+            unfollowed: 0,
         })
     }
 
@@ -110,29 +109,70 @@ impl<'a> Session<'a> {
         come_first();
         let mut descriptors = Vec::new();
         for (target, descriptor) in targets {
-            self.watch(target, false)?;
+            self.watch(target, Origin::Running, true)?;
             descriptors.push(Readiness::new(descriptor).map_err(system("watch a process"))?);
         }
         // Before anybody is told that they may: an interrupt from now on ends the recording, and not us.
         let mut wakes = Wakes::new(self.request.duration)?;
         observer.note("recording; Ctrl-C ends it");
         loop {
+            let retry = self.follower.next_try();
             let wake = tokio::select! {
-                wake = wakes.next(&self.readiness) => wake?,
-                () = ends(&descriptors) => break,
+                wake = wakes.next(&self.readiness, retry) => wake?,
+                () = ends(&mut descriptors) => {
+                    // What their children do is in the ring by now.
+                    self.drain(observer)?;
+                    self.retire_the_dead()?;
+                    Wake::Records
+                }
             };
-            match wake {
-                Wake::Interrupt | Wake::TimeIsUp | Wake::Forward(_) => break,
-                Wake::Tick => self.tick(observer)?,
-                Wake::Records | Wake::Child => {}
+            if matches!(wake, Wake::Interrupt | Wake::TimeIsUp | Wake::Forward(_)) {
+                break;
             }
-            self.drain(observer)?;
-            if self.watched.iter().all(|watched| !watched.running) {
+            self.serve(wake, observer)?;
+            if !self.processes.any_runs() {
                 break;
             }
         }
         let profile = self.finish(observer)?;
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
+    }
+
+    /// Every Python process that `finder` finds, now and later, until somebody ends it.
+    async fn attach_to_all(
+        &mut self,
+        finder: Finder,
+        observer: &mut impl Observer,
+    ) -> Result<Recorded, SessionError> {
+        // Told of what starts from now on, then a look at what runs: none is missed in between.
+        self.kernel.tell_all_execs()?;
+        let mut wakes = Wakes::new(self.request.duration)?;
+        come_first();
+        self.finder = Some(finder);
+        self.started = Some((SystemTime::now(), Instant::now()));
+        self.find_more(observer)?;
+        observer.note("recording; Ctrl-C ends it");
+        loop {
+            let wake = wakes.next(&self.readiness, self.follower.next_try()).await?;
+            if matches!(wake, Wake::Interrupt | Wake::TimeIsUp | Wake::Forward(_)) {
+                break;
+            }
+            self.serve(wake, observer)?;
+        }
+        let profile = self.finish(observer)?;
+        Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
+    }
+
+    /// Looks at processes of the finder that have not been looked at.
+    fn find_more(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        let Some(finder) = &self.finder else { return Ok(()) };
+        for pid in finder.processes()? {
+            if self.seen.insert(pid) && self.processes.running(pid).is_none() {
+                // One that has just execed may be Python in a moment: it is told of, and asked again.
+                self.try_to_watch(pid, Origin::Running, observer)?;
+            }
+        }
+        Ok(())
     }
 
     async fn run_command(
@@ -143,6 +183,8 @@ impl<'a> Session<'a> {
         let mut wakes = Wakes::new(self.request.duration)?;
         let mut child = Child::start(&mut self.kernel, command)?;
         come_first();
+        self.command = child.id();
+        self.kernel.follow(self.command, 0)?;
         let mut anything = false;
         let mut ran = false;
         let mut recording = true;
@@ -157,7 +199,7 @@ impl<'a> Session<'a> {
                 Some(_) => child.go_on()?,
                 None => {}
             }
-            let wake = wakes.next(&self.readiness).await?;
+            let wake = wakes.next(&self.readiness, self.follower.next_try()).await?;
             match wake {
                 Wake::Interrupt | Wake::TimeIsUp if recording => {
                     recording = false;
@@ -166,16 +208,18 @@ impl<'a> Session<'a> {
                     observer.note("recording has ended; waiting for the command");
                 }
                 Wake::Forward(signal) => child.send(signal)?,
-                Wake::Tick if recording => self.tick(observer)?,
+                wake if recording => self.serve(wake, observer)?,
                 _ => {}
-            }
-            if recording {
-                self.drain(observer)?;
             }
         };
         if recording {
             self.default_metric = "peak";
             self.kernel.set_held(0)?;
+            // Its end may have come before what was told of it; what runs still is its children.
+            self.drain(observer)?;
+            if let Some(place) = self.processes.running(self.command) {
+                self.processes.retire(&mut self.kernel, place)?;
+            }
             anything = hand_over(self.finish(observer)?, observer);
         }
         Ok(Recorded { anything, ran, status: Some(status) })
@@ -190,9 +234,8 @@ impl<'a> Session<'a> {
     ) -> Result<(), SessionError> {
         match held {
             Change::HeldAfterExec => {
-                for watched in self.watched.iter_mut().filter(|watched| watched.running) {
-                    watched.traced.retire(&mut self.kernel)?;
-                    watched.running = false;
+                if let Some(place) = self.processes.running(child.id()) {
+                    self.processes.retire(&mut self.kernel, place)?;
                 }
                 child.hold_at_entry(&mut self.kernel)
             }
@@ -201,7 +244,7 @@ impl<'a> Session<'a> {
                 match Target::inspect("/proc".as_ref(), child.id()) {
                     Ok(target) => {
                         child.hold_at_exit(&mut self.kernel, &target)?;
-                        self.watch(target, true)
+                        self.watch(target, Origin::Start, true)
                     }
                     // A shell, `env`, a launcher: what it execs may be Python.
                     Err(DiscoverError::NotPython { .. } | DiscoverError::NoProcess { .. }) => Ok(()),
@@ -211,78 +254,158 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            Change::HeldAtExit => self.last_look(),
+            Change::HeldAtExit => self.processes.last_look(&self.kernel),
             Change::Ended(_) => Ok(()),
         }
     }
 
-    fn watch(&mut self, target: Target, from_start: bool) -> Result<(), SessionError> {
-        // Slot 0 is no process.
-        let number = u16::try_from(self.watched.len() + 1).unwrap_or(u16::MAX);
-        let traced = Traced::arm(&mut self.kernel, target, number, self.request.bare)?;
-        self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
-        self.recorder.add_process(&traced);
-        let mut arenas = None;
-        let first = if from_start {
-            Ok(NOTHING_YET)
-        } else {
-            look(&traced.target, &mut arenas, || read_totals(&self.kernel, number))?
+    fn watch(&mut self, target: Target, origin: Origin, is_root: bool) -> Result<(), SessionError> {
+        let Some(slot) = self.processes.next_slot() else {
+            self.unfollowed += 1;
+            return Ok(());
         };
-        let tally = Err("the process ended before its pools could be read".to_owned());
-        self.watched.push(Watched { traced, first, arenas, from_start, tally, running: true });
-        Ok(())
+        let pid = target.pid;
+        // Before it is armed: no child of it is missed.
+        self.kernel.follow(pid, slot)?;
+        let parent = match origin {
+            Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
+            _ => None,
+        };
+        let traced = Traced::arm(&mut self.kernel, target, slot, parent, self.request.bare)?;
+        self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
+        self.follower.settled(pid);
+        self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
     }
 
-    /// Compares the pools of every process that still runs with what was seen.
-    fn last_look(&mut self) -> Result<(), SessionError> {
-        for watched in self.watched.iter_mut().filter(|watched| watched.running) {
-            let slot = watched.traced.slot.number;
-            let last = look(&watched.traced.target, &mut watched.arenas, || read_totals(&self.kernel, slot))?;
-            let totals = read_totals(&self.kernel, slot)?;
-            match (&watched.first, last) {
-                (Ok(first), Ok(last)) => {
-                    watched.tally = Ok(Tally::of(*first, last, &totals, watched.from_start));
+    /// Watches a process that came by itself, if it is Python. What fails concerns that process only: it may be gone by now.
+    fn try_to_watch(
+        &mut self,
+        pid: u32,
+        origin: Origin,
+        observer: &mut impl Observer,
+    ) -> Result<(), SessionError> {
+        if matches!(origin, Origin::Exec { .. })
+            && let Some(finder) = &self.finder
+            && !finder.wants(pid)?
+        {
+            return self.forget(pid);
+        }
+        let target = match origin {
+            Origin::Fork { parent, .. } => match self.processes.get(parent) {
+                Some(parent) => parent.traced.target.of_fork(pid),
+                None => return Ok(()),
+            },
+            _ => match Target::inspect("/proc".as_ref(), pid) {
+                Ok(target) => target,
+                // It is asked again.
+                Err(DiscoverError::NotPython { .. }) => return Ok(()),
+                Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
+                Err(error) => {
+                    self.unfollowed += 1;
+                    observer.note(&format!("{error}: it is not recorded"));
+                    return self.forget(pid);
                 }
-                (Err(reason), _) => watched.tally = Err(reason.clone()),
-                // What an earlier look said, if there was one, is better than nothing.
-                (_, Err(reason)) if watched.tally.is_err() => watched.tally = Err(reason),
-                _ => {}
+            },
+        };
+        match self.watch(target, origin, false) {
+            Ok(()) => Ok(()),
+            Err(SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_)) => {
+                self.forget(pid)
             }
+            Err(error) => {
+                self.unfollowed += 1;
+                observer.note(&format!("process {pid} is not recorded: {}", chain(&error)));
+                self.forget(pid)
+            }
+        }
+    }
+
+    fn forget(&mut self, pid: u32) -> Result<(), SessionError> {
+        self.follower.settled(pid);
+        Ok(self.kernel.unfollow(pid)?)
+    }
+
+    /// Does what is due after a wake-up.
+    fn serve(&mut self, wake: Wake, observer: &mut impl Observer) -> Result<(), SessionError> {
+        self.drain(observer)?;
+        for step in self.follower.due(Instant::now()) {
+            self.take_step(step, observer)?;
+        }
+        if wake == Wake::Tick {
+            self.find_more(observer)?;
+            self.tick(observer)?;
         }
         Ok(())
     }
 
     fn drain(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        // Steps arm processes, and records of theirs come meanwhile; those are taken the next time.
+        let mut told = Vec::new();
         while let Some(record) = self.ring.next() {
-            let Some(replaced) = self.recorder.take(&record) else { continue };
-            // A command of ours is held and handled when it execs; others are lost from then on.
-            for watched in &mut self.watched {
-                if watched.running && watched.traced.slot.pid == replaced && !watched.from_start {
-                    watched.traced.retire(&mut self.kernel)?;
-                    watched.running = false;
-                    observer.note(&format!(
-                        "process {replaced} has replaced itself by another program: recording ends"
-                    ));
-                }
+            told.extend(self.recorder.take(&record));
+        }
+        for event in told {
+            // The command itself is held where it execs, and handled there.
+            let is_command = |pid: u32| pid == self.command;
+            if matches!(event, ProcessEvent::Exec { pid, .. } if is_command(pid)) {
+                self.kernel.follow(self.command, 0)?;
+                continue;
+            }
+            if let Some(step) = self.follower.take(event, Instant::now()) {
+                self.take_step(step, observer)?;
             }
         }
         Ok(())
     }
 
+    fn take_step(&mut self, step: Step, observer: &mut impl Observer) -> Result<(), SessionError> {
+        match step {
+            Step::ArmFork { pid, parent, nanoseconds, parent_events } => {
+                let Some(parent) = self.processes.running(parent) else { return Ok(()) };
+                self.try_to_watch(pid, Origin::Fork { parent, nanoseconds, parent_events }, observer)
+            }
+            Step::Wipe { pid, parent } => {
+                let place = self.processes.running(parent);
+                if let Some(parent) = place.and_then(|place| self.processes.get(place)) {
+                    parent.traced.wipe(&mut self.kernel, pid);
+                }
+                Ok(self.kernel.unfollow(pid)?)
+            }
+            Step::Inspect { pid, parent, nanoseconds } => {
+                self.try_to_watch(pid, Origin::Exec { parent, nanoseconds }, observer)
+            }
+            Step::GiveUp { pid } => self.forget(pid),
+            Step::Retire { pid, replaced } => {
+                if !replaced {
+                    self.seen.remove(&pid);
+                }
+                let Some(place) = self.processes.running(pid) else { return Ok(()) };
+                let is_root = self.processes.get(place).is_some_and(|watched| watched.is_root);
+                self.processes.retire(&mut self.kernel, place)?;
+                if replaced && is_root {
+                    observer.note(&format!("process {pid} has replaced itself by another program"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Of those that have ended nobody may have told us: the ring buffer may have been full.
+    fn retire_the_dead(&mut self) -> Result<(), SessionError> {
+        for place in self.processes.dead() {
+            self.processes.retire(&mut self.kernel, place)?;
+        }
+        Ok(())
+    }
+
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        self.retire_the_dead()?;
+        self.processes.tick(&mut self.kernel)?;
         let mut progress = Progress::default();
         if let Some((_, started)) = self.started {
             progress.elapsed = started.elapsed();
         }
-        for watched in &mut self.watched {
-            if watched.running {
-                watched.traced.confirm_pointer(&mut self.kernel)?;
-            }
-            let totals = read_totals(&self.kernel, watched.traced.slot.number)?;
-            progress.events += totals.pops + totals.pushes + totals.mallocs + totals.frees;
-            progress.live_bytes += totals.live_bytes;
-            progress.losses += sum_of(&losses(std::iter::once(&totals)));
-        }
+        self.processes.progress(&self.kernel, &mut progress)?;
         observer.progress(progress);
         Ok(())
     }
@@ -290,10 +413,10 @@ impl<'a> Session<'a> {
     /// Disarms everything and makes the profile.
     fn finish(&mut self, observer: &mut impl Observer) -> Result<Option<Profile>, SessionError> {
         if self.started.is_some() {
-            self.last_look()?;
+            self.processes.last_look(&self.kernel)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
-        disarm(self.watched.iter_mut().flat_map(|watched| watched.traced.take_armed()));
+        disarm(self.processes.take_armed());
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {
@@ -306,26 +429,23 @@ impl<'a> Session<'a> {
             default_metric: self.default_metric.to_owned(),
             coverage: self.coverage(),
             live_bytes_error: 0,
-            losses: Losses::default(),
+            losses: Losses {
+                unfollowed_processes: self.unfollowed,
+                untold_processes: self.kernel.untold()?,
+                ..Losses::default()
+            },
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,
         };
-        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0));
-        recorder.into_profile(&self.kernel, recording).map(Some)
+        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
+        recorder.into_profile(&self.kernel, recording, &self.processes.gone()).map(Some)
     }
 
     fn coverage(&self) -> Coverage {
         if self.request.bare {
             return Coverage::Unmeasured { unmeasured: "the probes counted nothing (a bench)".to_owned() };
         }
-        let mut sum = Tally::default();
-        for watched in &self.watched {
-            match &watched.tally {
-                Ok(tally) => sum = sum.plus(*tally),
-                Err(reason) => return Coverage::Unmeasured { unmeasured: reason.clone() },
-            }
-        }
-        sum.coverage()
+        self.processes.coverage()
     }
 }
 
@@ -357,8 +477,23 @@ fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionErro
 
 /// Asks for a processor before others: a tracer that waits too long for one finds its ring buffer full. After a command has
 /// been started, which must not inherit it; and without the right to, things are as they were.
+///
+/// And for more files than most may have open: each process takes about six.
 fn come_first() {
     let _ = rustix::process::setpriority_process(None, -10);
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &SessionError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
 }
 
 /// Whether there was a profile to hand over.
@@ -368,35 +503,14 @@ fn hand_over(profile: Option<Profile>, observer: &mut impl Observer) -> bool {
     true
 }
 
-fn sum_of(losses: &Losses) -> u64 {
-    let Losses {
-        live_table_full,
-        stack_table_full,
-        thread_table_full,
-        thinned: _,
-        unresolved_frames,
-        truncated_stacks,
-        failed_reads,
-        ring_full,
-        missed_probes,
-    } = *losses;
-    live_table_full
-        + stack_table_full
-        + thread_table_full
-        + unresolved_frames
-        + truncated_stacks
-        + failed_reads
-        + ring_full
-        + missed_probes
-}
-
 fn own_cpu_percent(elapsed: Duration) -> f64 {
     let used = clock_gettime(ClockId::ProcessCPUTime);
     let used = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
     if elapsed.is_zero() { 0.0 } else { used / elapsed.as_secs_f64() * 100.0 }
 }
 
-fn process_descriptor(pid: u32) -> Result<OwnedFd, SessionError> {
+/// What becomes readable when a process ends.
+pub fn process_descriptor(pid: u32) -> Result<OwnedFd, SessionError> {
     let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(DiscoverError::NoProcess { pid })?;
     pidfd_open(number, PidfdFlags::empty()).map_err(|error| match error {
         rustix::io::Errno::SRCH => AttachError::Gone { pid }.into(),
@@ -404,65 +518,14 @@ fn process_descriptor(pid: u32) -> Result<OwnedFd, SessionError> {
     })
 }
 
-/// Waits until every process has ended.
-async fn ends(descriptors: &[Readiness]) {
-    for descriptor in descriptors {
+/// Waits until every process has ended; those are forgotten then.
+async fn ends(descriptors: &mut Vec<Readiness>) {
+    if descriptors.is_empty() {
+        return std::future::pending().await;
+    }
+    for descriptor in descriptors.iter() {
         // A descriptor that cannot be watched counts as ended: the recording then ends too early rather than never.
         let _ = descriptor.wait().await;
     }
-}
-
-/// Everything that a recording waits for.
-struct Wakes {
-    child: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    forwarded: [(tokio::signal::unix::Signal, Signal); 4],
-    tick: tokio::time::Interval,
-    until: Option<tokio::time::Instant>,
-}
-
-impl Wakes {
-    fn new(duration: Option<Duration>) -> Result<Self, SessionError> {
-        let on = |kind: SignalKind| signal(kind).map_err(system("catch signals"));
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Ok(Self {
-            child: on(SignalKind::child())?,
-            interrupt: on(SignalKind::interrupt())?,
-            forwarded: [
-                (on(SignalKind::terminate())?, Signal::TERM),
-                (on(SignalKind::hangup())?, Signal::HUP),
-                (on(SignalKind::user_defined1())?, Signal::USR1),
-                (on(SignalKind::user_defined2())?, Signal::USR2),
-            ],
-            tick,
-            until: duration.map(|duration| tokio::time::Instant::now() + duration),
-        })
-    }
-
-    async fn next(&mut self, ring: &Readiness) -> Result<Wake, SessionError> {
-        let until = self.until;
-        let time_is_up = async {
-            match until {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
-        let [terminate, hangup, user1, user2] = &mut self.forwarded;
-        tokio::select! {
-            biased;
-            _ = self.child.recv() => Ok(Wake::Child),
-            _ = self.interrupt.recv() => Ok(Wake::Interrupt),
-            _ = terminate.0.recv() => Ok(Wake::Forward(terminate.1)),
-            _ = hangup.0.recv() => Ok(Wake::Forward(hangup.1)),
-            _ = user1.0.recv() => Ok(Wake::Forward(user1.1)),
-            _ = user2.0.recv() => Ok(Wake::Forward(user2.1)),
-            () = time_is_up => {
-                self.until = None;
-                Ok(Wake::TimeIsUp)
-            }
-            _ = self.tick.tick() => Ok(Wake::Tick),
-            ready = ring.wait() => ready.map(|()| Wake::Records).map_err(system("wait for the ring buffer")),
-        }
-    }
+    descriptors.clear();
 }

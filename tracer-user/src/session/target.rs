@@ -1,14 +1,19 @@
 //! One process of a recording: found, planned, armed, and measured against its own pools.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 
-use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, kernel_layout};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, disarm, kernel_layout};
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
 use crate::discover::{MappedFile, Target};
 use crate::plan::cache::PlanCache;
 use crate::plan::{Plan, plan_interpreter, plan_malloc};
 use crate::session::SessionError;
+use crate::session::run::process_descriptor;
 
 const PROC: &str = "/proc";
 
@@ -21,43 +26,65 @@ pub struct Traced {
     pub slot: Slot,
     /// Address of the pointer to the running thread's state, as the kernel half knows it.
     thread_state_pointer: u64,
+    /// Readable once the process has ended, and only then, whoever has its number by then.
+    process: OwnedFd,
+    plans: Vec<(MappedFile, Rc<Plan>)>,
     armed: Vec<Armed>,
 }
 
 impl Traced {
     /// Plans and arms a process.
-    pub fn arm(kernel: &mut Kernel, target: Target, number: u16, bare: bool) -> Result<Self, SessionError> {
-        let interpreter = &target.interpreter;
-        let cache = PlanCache::usual();
-        let interpreter_plan = plan_file(&interpreter.file, |bytes| {
-            let found =
-                cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
-            for note in &found.checks.notes {
-                tracing::warn!(file = interpreter.file.name, "{note}");
-            }
-            Ok(found.plan)
-        })?;
-        if interpreter_plan.points.is_empty() {
-            return Err(SessionError::NoPoints { file: interpreter.file.name.clone() });
-        }
-        let mut plans = vec![FilePlan { path: &interpreter.file.path, plan: &interpreter_plan }];
-        let malloc_plan = target
-            .c_library
-            .as_ref()
-            .map(|file| {
-                plan_file(file, |bytes| {
-                    cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
-                })
-            })
-            .transpose()?;
-        if let (Some(file), Some(plan)) = (&target.c_library, &malloc_plan) {
-            plans.push(FilePlan { path: &file.path, plan });
-        }
+    ///
+    /// `parent`: whose fork it is; its plans are the same.
+    pub fn arm(
+        kernel: &mut Kernel,
+        target: Target,
+        number: u16,
+        parent: Option<&Self>,
+        bare: bool,
+    ) -> Result<Self, SessionError> {
+        let process = process_descriptor(target.pid)?;
+        let plans = match parent {
+            Some(parent) => parent.plans_of_fork(target.pid),
+            None => plans(&target)?,
+        };
         let slot = Slot { pid: target.pid, number };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer))?;
-        let armed = arm(kernel, slot, &plans, bare)?;
-        Ok(Self { target, slot, thread_state_pointer: pointer, armed })
+        let files: Vec<FilePlan<'_>> =
+            plans.iter().map(|(file, plan)| FilePlan { path: &file.path, plan }).collect();
+        let armed = arm(kernel, slot, &files, bare)?;
+        Ok(Self { target, slot, thread_state_pointer: pointer, process, plans, armed })
+    }
+
+    /// The plans for a process that is a copy of this one.
+    fn plans_of_fork(&self, pid: u32) -> Vec<(MappedFile, Rc<Plan>)> {
+        let of_fork =
+            |(file, plan): &(MappedFile, Rc<Plan>)| (file.of_fork(self.slot.pid, pid), plan.clone());
+        self.plans.iter().map(of_fork).collect()
+    }
+
+    /// Removes the copies of this process's breakpoints from a child that is not recorded: the kernel removes a breakpoint when
+    /// the last probe that wants it in a process goes, so one is made that does.
+    pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
+        // Number 0 is no process: nothing would be counted even if something ran.
+        let slot = Slot { pid, number: 0 };
+        let plans = self.plans_of_fork(pid);
+        let files: Vec<FilePlan<'_>> =
+            plans.iter().map(|(file, plan)| FilePlan { path: &file.path, plan }).collect();
+        // One that has ended meanwhile has none.
+        disarm(arm(kernel, slot, &files, true).unwrap_or_default());
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut descriptors = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut descriptors, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Whether its interpreter has started.
+    pub fn has_started(&self) -> bool {
+        current_pointer(&self.target).is_some()
     }
 
     /// Disarms; what the kernel counted stays.
@@ -100,6 +127,31 @@ impl Traced {
     pub fn layout(&self) -> &InterpreterLayout {
         &self.target.interpreter.layout
     }
+}
+
+/// What is to be armed in a process.
+fn plans(target: &Target) -> Result<Vec<(MappedFile, Rc<Plan>)>, SessionError> {
+    let interpreter = &target.interpreter;
+    let cache = PlanCache::usual();
+    let interpreter_plan = plan_file(&interpreter.file, |bytes| {
+        let found =
+            cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
+        for note in &found.checks.notes {
+            tracing::warn!(file = interpreter.file.name, "{note}");
+        }
+        Ok(found.plan)
+    })?;
+    if interpreter_plan.points.is_empty() {
+        return Err(SessionError::NoPoints { file: interpreter.file.name.clone() });
+    }
+    let mut plans = vec![(interpreter.file.clone(), Rc::new(interpreter_plan))];
+    if let Some(file) = &target.c_library {
+        let plan = plan_file(file, |bytes| {
+            cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
+        })?;
+        plans.push((file.clone(), Rc::new(plan)));
+    }
+    Ok(plans)
 }
 
 fn plan_file(

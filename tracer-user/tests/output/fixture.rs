@@ -18,7 +18,12 @@ impl Builder {
             start_nanoseconds: 1_700_000_000_123_456_789,
             duration_nanoseconds: 2_500_000_000,
             default_metric: "peak".to_owned(),
-            coverage: Coverage::Measured { allocations: 0.9998, frees: 0.9997, uncertainty: 0.0 },
+            coverage: Coverage::Measured {
+                allocations: 0.9998,
+                frees: 0.9997,
+                uncertainty: 0.0,
+                unmeasured_processes: 0,
+            },
             live_bytes_error: 0,
             losses: Losses { unresolved_frames: 2, ..Losses::default() },
             cost: Cost { target_percent: Some(31.0), tracer_cpu_percent: 0.4 },
@@ -30,7 +35,12 @@ impl Builder {
 
     pub fn process(&mut self, pid: u32, command: &str) -> ProcessIndex {
         let interpreter = "3.12.1".to_owned();
-        self.profile.processes.push(Process { pid, command: command.to_owned(), interpreter });
+        self.profile.processes.push(Process {
+            pid,
+            command: command.to_owned(),
+            interpreter,
+            ..Process::default()
+        });
         ProcessIndex(self.profile.processes.len() as u32 - 1)
     }
 

@@ -1,8 +1,8 @@
 //! A profile written as pprof and read back is the same profile, whatever is in it.
 
 use alloctrace::profile::{
-    Amount, Cost, Coverage, Domain, Frame, FrameId, FrameKind, Losses, Metric, Process, ProcessIndex,
-    Profile, Recording, Sample, Stack, Values,
+    Amount, Cost, Coverage, Domain, Followed, Frame, FrameId, FrameKind, Losses, Metric, Process,
+    ProcessIndex, Profile, Recording, Sample, Stack, Values,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -38,8 +38,9 @@ fn values() -> impl Strategy<Value = Values> {
 }
 
 fn recording() -> impl Strategy<Value = Recording> {
-    let measured = (0.0..=1.0, 0.0..=1.0, 0.0..=1.0)
-        .prop_map(|(allocations, frees, uncertainty)| Coverage::Measured { allocations, frees, uncertainty });
+    let measured = (0.0..=1.0, 0.0..=1.0, 0.0..=1.0).prop_map(|(allocations, frees, uncertainty)| {
+        Coverage::Measured { allocations, frees, uncertainty, unmeasured_processes: 1 }
+    });
     let coverage = prop_oneof![measured, text().prop_map(|unmeasured| Coverage::Unmeasured { unmeasured })];
     let cost = (option::of(0.0..1000.0), 0.0..1000.0)
         .prop_map(|(target_percent, tracer_cpu_percent)| Cost { target_percent, tracer_cpu_percent });
@@ -77,6 +78,12 @@ fn recording() -> impl Strategy<Value = Recording> {
 fn profile() -> impl Strategy<Value = Profile> {
     let process = (any::<u32>(), text(), text()).prop_map(|(pid, command, interpreter)| Process {
         pid,
+        ended: pid % 2 == 0,
+        followed: (pid % 3 == 0).then(|| Followed {
+            parent: pid / 2,
+            armed_after_nanoseconds: 7,
+            blocks_before: None,
+        }),
         command,
         interpreter,
     });
@@ -127,7 +134,8 @@ fn numbers_that_are_none_do_not_make_the_file_unreadable() {
     let mut profile = fixture::example();
     profile.recording.seen_fraction = f64::NAN;
     profile.recording.cost = Cost { target_percent: Some(f64::NAN), tracer_cpu_percent: f64::INFINITY };
-    profile.recording.coverage = Coverage::Measured { allocations: f64::NAN, frees: 1.0, uncertainty: 0.0 };
+    profile.recording.coverage =
+        Coverage::Measured { allocations: f64::NAN, frees: 1.0, uncertainty: 0.0, unmeasured_processes: 0 };
     let recording = decode(&encode(&profile).unwrap()).unwrap().recording;
     assert_eq!(recording.cost, Cost { target_percent: None, tracer_cpu_percent: 0.0 });
     assert!(matches!(recording.coverage, Coverage::Unmeasured { .. }));

@@ -445,7 +445,7 @@ impl Asked<'_> {
     pub fn coverage(&self) -> Result<(f64, f64)> {
         match &self.0.recording.coverage {
             // A target that runs while its pools are read is counted at no single moment (CI: 0.1 % in 20 ms).
-            Coverage::Measured { allocations, frees, uncertainty } => {
+            Coverage::Measured { allocations, frees, uncertainty, .. } => {
                 Ok(((allocations + uncertainty).min(1.0), (frees + uncertainty).min(1.0)))
             }
             Coverage::Unmeasured { unmeasured } => bail!("coverage was not measured: {unmeasured}"),

@@ -1,0 +1,312 @@
+//! The processes of a recording: how each came in, what its pools said, and whether it still runs.
+//!
+//! It must not know how processes are found, nor what wakes a recording up.
+
+use std::time::{Duration, Instant};
+
+use super::coverage::{NOTHING_YET, Sight, Tally, look};
+use super::recorder::{Recorder, losses};
+use super::target::Traced;
+use super::{Progress, SessionError};
+use crate::attach::{Armed, Kernel, forget_blocks};
+use crate::census::arenas::ArenaVariables;
+use crate::drain::read_totals;
+use crate::profile::{Coverage, Followed, Losses};
+
+/// Pools are looked at again after this long, then after twice as long and so on, so that something is known of the coverage of a
+/// process that ends by itself; a look takes 3 to 10 ms of the tracer's time.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+
+/// How a process came into the recording.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin {
+    /// The command, held until it was armed.
+    Start,
+    /// It was found running.
+    Running,
+    /// A recorded process's child.
+    Fork {
+        /// The parent's place in the recording.
+        parent: usize,
+        /// When, by the monotonic clock.
+        nanoseconds: u64,
+        /// Pops and pushes of the parent until then.
+        parent_events: (u64, u64),
+    },
+    /// A followed process has become Python.
+    Exec {
+        /// Its parent's number, if that is known.
+        parent: u32,
+        /// When, by the monotonic clock.
+        nanoseconds: u64,
+    },
+}
+
+/// A process of the recording.
+#[derive(Debug)]
+pub struct Watched {
+    /// What is armed in it.
+    pub traced: Traced,
+    /// Whether its program still runs.
+    pub running: bool,
+    /// Whether it was watched from its first allocation on.
+    pub from_start: bool,
+    /// Whether the user named it, or started it.
+    pub is_root: bool,
+    first: Result<Sight, String>,
+    /// Where its pools are, once that is known.
+    arenas: Option<ArenaVariables>,
+    tally: Result<Tally, String>,
+    next_look: Instant,
+    look_after: Duration,
+}
+
+/// All of them, in the order in which they came in. A place in the list plus one is a slot of the kernel half's tables: slot 0 is no
+/// process.
+#[derive(Debug, Default)]
+pub struct Processes {
+    list: Vec<Watched>,
+    /// Blocks of the first so many that have ended may still be in the live table.
+    unforgotten: Vec<u16>,
+}
+
+impl Processes {
+    /// Whether one of them still runs.
+    pub fn any_runs(&self) -> bool {
+        self.list.iter().any(|watched| watched.running)
+    }
+
+    /// The place of the process that runs under this number now.
+    pub fn running(&self, pid: u32) -> Option<usize> {
+        self.list.iter().position(|watched| watched.running && watched.traced.slot.pid == pid)
+    }
+
+    /// One of them.
+    pub fn get(&self, place: usize) -> Option<&Watched> {
+        self.list.get(place)
+    }
+
+    /// The places of processes that run no more although nobody has said so.
+    pub fn dead(&self) -> Vec<usize> {
+        let is_dead = |watched: &Watched| watched.running && watched.traced.has_ended();
+        self.list.iter().enumerate().filter(|(_, watched)| is_dead(watched)).map(|(place, _)| place).collect()
+    }
+
+    /// The slot for the next process; `None` when all are taken.
+    pub fn next_slot(&self) -> Option<u16> {
+        let slot = self.list.len() + 1;
+        (slot < tracer_ebpf::abi::PROCESSES as usize).then_some(slot as u16)
+    }
+
+    /// Adds a process that has just been armed.
+    pub fn add(
+        &mut self,
+        kernel: &Kernel,
+        recorder: &mut Recorder,
+        traced: Traced,
+        origin: Origin,
+        is_root: bool,
+    ) -> Result<(), SessionError> {
+        let armed = monotonic_nanoseconds();
+        let slot = traced.slot.number;
+        let mut arenas = None;
+        if let Origin::Fork { parent, .. } = origin {
+            arenas = self.list.get(parent).and_then(|parent| parent.arenas.clone());
+        }
+        // Nothing was there to be missed if the interpreter has not started even now.
+        let from_start = match origin {
+            Origin::Start => true,
+            Origin::Exec { .. } => !traced.has_started(),
+            Origin::Running | Origin::Fork { .. } => false,
+        };
+        let first = if from_start {
+            Ok(NOTHING_YET)
+        } else {
+            look(&traced.target, &mut arenas, || read_totals(kernel, slot))?
+        };
+        let followed = self.followed(origin, armed, first.as_ref().ok());
+        recorder.add_process(&traced, followed);
+        let tally = Err("the process ended before its pools could be read".to_owned());
+        self.list.push(Watched {
+            traced,
+            running: true,
+            from_start,
+            is_root,
+            first,
+            arenas,
+            tally,
+            next_look: Instant::now() + FIRST_LOOK,
+            look_after: FIRST_LOOK,
+        });
+        Ok(())
+    }
+
+    /// What is missing of a process that came in by itself.
+    fn followed(&self, origin: Origin, armed: u64, first: Option<&Sight>) -> Option<Followed> {
+        let unseen = |sight: &Sight, inherited: i128| {
+            // What it holds, less what it was born with, less what it was seen to take since it was armed.
+            let seen = i128::from(sight.pops) - i128::from(sight.pushes);
+            u64::try_from((i128::from(sight.blocks) - inherited - seen).max(0)).unwrap_or(u64::MAX)
+        };
+        match origin {
+            Origin::Start | Origin::Running => None,
+            Origin::Exec { parent, nanoseconds } => Some(Followed {
+                parent,
+                armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
+                blocks_before: first.map(|first| unseen(first, 0)),
+            }),
+            Origin::Fork { parent, nanoseconds, parent_events: (pops, pushes) } => {
+                let parent = self.list.get(parent)?;
+                let inherited = parent.first.as_ref().ok().map(|before| {
+                    let grown = i128::from(pops) - i128::from(before.pops) - i128::from(pushes)
+                        + i128::from(before.pushes);
+                    i128::from(before.blocks) + grown
+                });
+                Some(Followed {
+                    parent: parent.traced.slot.pid,
+                    armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
+                    blocks_before: inherited
+                        .and_then(|inherited| first.map(|first| unseen(first, inherited))),
+                })
+            }
+        }
+    }
+
+    /// The program of a process is no more: it has ended, or replaced itself.
+    pub fn retire(&mut self, kernel: &mut Kernel, place: usize) -> Result<(), SessionError> {
+        let Some(watched) = self.list.get_mut(place).filter(|watched| watched.running) else { return Ok(()) };
+        watched.running = false;
+        watched.traced.retire(kernel)?;
+        self.unforgotten.push(watched.traced.slot.number);
+        Ok(())
+    }
+
+    /// What is to be done now and then while they run.
+    pub fn tick(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
+        let now = Instant::now();
+        for watched in self.list.iter_mut().filter(|watched| watched.running) {
+            watched.traced.confirm_pointer(kernel)?;
+            // A process that was armed before its interpreter has started is compared with nothing, whenever that is.
+            if now >= watched.next_look && watched.traced.has_started() {
+                watched.look(kernel)?;
+                watched.look_after *= 2;
+                watched.next_look = now + watched.look_after;
+            }
+        }
+        // Blocks of the dead take the places of others only when places are rare.
+        if !self.unforgotten.is_empty() && kernel.live_fill()? > 0.25 {
+            let taken = forget_blocks(kernel, &self.unforgotten)?;
+            tracing::debug!(taken, "blocks of processes that have ended");
+            self.unforgotten.clear();
+        }
+        Ok(())
+    }
+
+    /// Compares the pools of every process that still runs with what was seen.
+    pub fn last_look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+        let running = self.list.iter_mut().filter(|watched| watched.running);
+        running.map(|watched| watched.look(kernel)).collect()
+    }
+
+    /// Everything that is armed, to be disarmed together.
+    pub fn take_armed(&mut self) -> Vec<Armed> {
+        self.list.iter_mut().flat_map(|watched| watched.traced.take_armed()).collect()
+    }
+
+    /// Adds what they did to the progress.
+    pub fn progress(&self, kernel: &Kernel, progress: &mut Progress) -> Result<(), SessionError> {
+        for watched in &self.list {
+            let totals = read_totals(kernel, watched.traced.slot.number)?;
+            progress.events += totals.pops + totals.pushes + totals.mallocs + totals.frees;
+            if watched.running {
+                progress.live_bytes += totals.live_bytes;
+            }
+            progress.losses += sum_of(&losses(std::iter::once(&totals)));
+        }
+        Ok(())
+    }
+
+    /// Slots of those that have ended while others still ran: nothing of theirs lives.
+    pub fn gone(&self) -> Vec<u16> {
+        if !self.any_runs() {
+            return Vec::new();
+        }
+        let ended = self.list.iter().filter(|watched| !watched.running);
+        ended.map(|watched| watched.traced.slot.number).collect()
+    }
+
+    /// The coverage of all of them together.
+    pub fn coverage(&self) -> Coverage {
+        let mut sum = Tally::default();
+        let (mut measured, mut unmeasured) = (0, 0);
+        let mut why = "nothing was recorded";
+        for watched in &self.list {
+            match &watched.tally {
+                Ok(tally) => {
+                    sum = sum.plus(*tally);
+                    measured += 1;
+                }
+                Err(reason) => {
+                    why = reason;
+                    unmeasured += 1;
+                }
+            }
+        }
+        if measured == 0 {
+            return Coverage::Unmeasured { unmeasured: why.to_owned() };
+        }
+        sum.coverage(unmeasured)
+    }
+}
+
+impl Watched {
+    fn look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+        let slot = self.traced.slot.number;
+        let last = look(&self.traced.target, &mut self.arenas, || read_totals(kernel, slot))?;
+        let totals = read_totals(kernel, slot)?;
+        match (&self.first, last) {
+            (Ok(first), Ok(last)) => self.tally = Ok(Tally::of(*first, last, &totals, self.from_start)),
+            (Err(reason), _) => self.tally = Err(reason.clone()),
+            // What an earlier look said, if there was one, is better than nothing.
+            (_, Err(reason)) if self.tally.is_err() => self.tally = Err(reason),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Everything that was lost, all causes.
+pub fn sum_of(losses: &Losses) -> u64 {
+    let Losses {
+        live_table_full,
+        stack_table_full,
+        thread_table_full,
+        thinned: _,
+        unresolved_frames,
+        truncated_stacks,
+        failed_reads,
+        ring_full,
+        missed_probes,
+        blocks_before_armed,
+        unfollowed_processes,
+        untold_processes,
+    } = *losses;
+    live_table_full
+        + stack_table_full
+        + thread_table_full
+        + unresolved_frames
+        + truncated_stacks
+        + failed_reads
+        + ring_full
+        + missed_probes
+        + blocks_before_armed
+        + unfollowed_processes
+        + untold_processes
+}
+
+/// What the kernel half's clock says.
+fn monotonic_nanoseconds() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
