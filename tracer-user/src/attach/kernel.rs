@@ -295,6 +295,8 @@ impl Kernel {
     pub fn unfollow(&mut self, pid: u32) -> Result<(), AttachError> {
         match self.followed()?.remove(&pid) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            // It has ended, and the kernel half has removed it.
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(table_error("FOLLOWED")(error)),
         }
     }

@@ -1,8 +1,10 @@
 //! Stage 1: processes, their interpreters, and where things lie inside an interpreter.
 //!
 //! Pure readers over roots that tests can fake. It must not know probe points, kernels or the account.
+mod files;
 pub mod layout;
 pub mod memory;
 pub mod target;
 
+pub use files::Files;
 pub use target::{DiscoverError, Interpreter, MappedFile, Target};

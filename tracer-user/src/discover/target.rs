@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::files::{Facts, Files};
 use super::layout::{InterpreterLayout, PublishedError, layout};
 use super::memory::{Mapping, mappings};
 use crate::plan::FileOffset;
@@ -162,12 +163,18 @@ pub struct Target {
 impl Target {
     /// Looks at process `pid` below `proc_root` (`/proc`).
     pub fn inspect(proc_root: &Path, pid: u32) -> Result<Self, DiscoverError> {
+        Self::inspect_with(&mut Files::default(), proc_root, pid)
+    }
+
+    /// The same, for one who looks at many: `files` keeps what is known of those that were read.
+    pub fn inspect_with(files: &mut Files, proc_root: &Path, pid: u32) -> Result<Self, DiscoverError> {
+        let known = files;
         let mapped = mappings(proc_root, pid).map_err(|source| read_error(proc_root, pid, "maps", source))?;
         let command = command_line(proc_root, pid);
         let files = mapped_files(proc_root, pid, &mapped);
         let mut interpreter = None;
         for (file, mapping) in candidates(&files) {
-            if let Some(found) = look_into(pid, file, mapping)? {
+            if let Some(found) = look_into(known, pid, file, mapping)? {
                 interpreter = Some(found);
                 break;
             }
@@ -277,21 +284,44 @@ fn with_bias(file: &MappedFile, mapping: &Mapping) -> Option<MappedFile> {
 }
 
 /// The interpreter in a file, if there is one.
-fn look_into(pid: u32, file: &MappedFile, mapping: &Mapping) -> Result<Option<Interpreter>, DiscoverError> {
-    let bytes = std::fs::read(&file.path).map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => DiscoverError::NotAllowed { pid },
-        _ => DiscoverError::Read { path: file.path.clone(), source },
+fn look_into(
+    files: &mut Files,
+    pid: u32,
+    file: &MappedFile,
+    mapping: &Mapping,
+) -> Result<Option<Interpreter>, DiscoverError> {
+    let facts = files.facts(&file.path, mapping.offset, || {
+        let bytes = std::fs::read(&file.path).map_err(|source| file_error(pid, &file.path, source))?;
+        facts(pid, &file.name, mapping.offset, &bytes)
     })?;
-    let Ok(elf) = Elf::parse(&bytes) else { return Ok(None) };
+    let Some(Facts { version, layout, runtime, first }) = facts else { return Ok(None) };
+    let bias = mapping.start.wrapping_sub(first);
+    let file = MappedFile { bias, ..file.clone() };
+    Ok(Some(Interpreter { file, version, layout, runtime: runtime.wrapping_add(bias) }))
+}
+
+fn file_error(pid: u32, path: &Path, source: io::Error) -> DiscoverError {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => DiscoverError::NotAllowed { pid },
+        // What its memory maps cannot be gone unless the process is.
+        io::ErrorKind::NotFound if !Path::new("/proc").join(pid.to_string()).join("maps").exists() => {
+            DiscoverError::NoProcess { pid }
+        }
+        _ => DiscoverError::Read { path: path.to_owned(), source },
+    }
+}
+
+/// What a file says of the interpreter in it; `offset`: where in it a process's mapping begins.
+fn facts(pid: u32, name: &str, offset: u64, bytes: &[u8]) -> Result<Option<Facts>, DiscoverError> {
+    let Ok(elf) = Elf::parse(bytes) else { return Ok(None) };
     let Some(runtime) = elf.symbol("_PyRuntime") else {
         // Before 3.7 there is none.
-        let version = elf.symbol("Py_GetVersion").and_then(|_| old_version(&bytes));
+        let version = elf.symbol("Py_GetVersion").and_then(|_| old_version(bytes));
         return version.map_or(Ok(None), |version| Err(DiscoverError::UnsupportedVersion { pid, version }));
     };
-    let Some(first) = elf.address_of(FileOffset(mapping.offset)) else { return Ok(None) };
-    let bias = mapping.start.wrapping_sub(first);
-    let unknown = || DiscoverError::UnknownVersion { file: file.name.clone().into() };
-    let version = match version_word(&elf, &bytes) {
+    let Some(first) = elf.address_of(FileOffset(offset)) else { return Ok(None) };
+    let unknown = || DiscoverError::UnknownVersion { file: name.into() };
+    let version = match version_word(&elf, bytes) {
         Some(word) if !is_released(word) => {
             return Err(DiscoverError::PreRelease { pid, version: full_version(word) });
         }
@@ -308,10 +338,9 @@ fn look_into(pid: u32, file: &MappedFile, mapping: &Mapping) -> Result<Option<In
         elf.offset_of(runtime.address).and_then(|offset| bytes.get(usize::try_from(offset.0).ok()?..));
     let layout = row.with_published(table.unwrap_or_default()).map_err(|source| match source {
         PublishedError::FreeThreaded => DiscoverError::FreeThreaded { pid, version },
-        source => DiscoverError::Published { file: file.name.clone().into(), version, source },
+        source => DiscoverError::Published { file: name.into(), version, source },
     })?;
-    let file = MappedFile { bias, ..file.clone() };
-    Ok(Some(Interpreter { file, version, layout, runtime: runtime.address.wrapping_add(bias) }))
+    Ok(Some(Facts { version, layout, runtime: runtime.address, first }))
 }
 
 /// `Py_Version` (Python/getversion.c), 3.11 and later: level and serial, micro, minor, major.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::SessionError;
 
-/// Where version 2 is mounted everywhere.
-const CGROUPS: &str = "/sys/fs/cgroup";
+/// Where version 2 is mounted: by itself, or beside version 1.
+const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// Control groups below one that are looked at: far more than any host has.
 const MAX_GROUPS: usize = 100_000;
 
@@ -26,8 +26,10 @@ pub enum Finder {
 impl Finder {
     /// A control group by its folder, or by its path below where they are mounted, as /proc/PID/cgroup has it.
     pub fn cgroup(path: &Path) -> Result<Self, SessionError> {
-        let below = Path::new(CGROUPS).join(path.strip_prefix("/").unwrap_or(path));
-        let folder = [path.to_owned(), below].into_iter().find(|folder| folder.join("cgroup.procs").exists());
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let mut folders =
+            CGROUPS.map(|mounted| Path::new(mounted).join(below)).into_iter().chain([path.to_owned()]);
+        let folder = folders.find(|folder| folder.join("cgroup.procs").exists());
         folder.map(Self::Cgroup).ok_or_else(|| SessionError::NoCgroup { path: path.to_owned() })
     }
 

@@ -14,6 +14,8 @@ use crate::drain::ProcessEvent;
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 /// How often it is asked: for 8 s in all.
 const TRIES: u32 = 13;
+/// Those of the first half second, in which a loader may be at work.
+const EARLY_TRIES: u32 = 8;
 
 /// Which processes are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub enum Step {
         parent: u32,
         /// When it became what it is.
         nanoseconds: u64,
+        /// Whether it may still be that its libraries are not mapped yet.
+        is_early: bool,
     },
     /// What ran under this number runs no more.
     Retire {
@@ -137,8 +141,8 @@ impl Follower {
             }
             pending.next_try = now + FIRST_RETRY * (1 << pending.tries);
             pending.tries += 1;
-            let Pending { parent, nanoseconds, .. } = *pending;
-            steps.push(Step::Inspect { pid: *pid, parent, nanoseconds });
+            let Pending { parent, nanoseconds, tries, .. } = *pending;
+            steps.push(Step::Inspect { pid: *pid, parent, nanoseconds, is_early: tries <= EARLY_TRIES });
             true
         });
         steps
@@ -169,7 +173,7 @@ mod tests {
         assert_eq!(follower.next_try(), None);
         let exec = ProcessEvent::Exec { pid: 3, nanoseconds: 9 };
         assert_eq!(follower.take(exec, now), Some(Step::Retire { pid: 3, replaced: true }));
-        assert_eq!(follower.due(now), [Step::Inspect { pid: 3, parent: 1, nanoseconds: 9 }]);
+        assert_eq!(follower.due(now), [Step::Inspect { pid: 3, parent: 1, nanoseconds: 9, is_early: true }]);
     }
 
     #[test]

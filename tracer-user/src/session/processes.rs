@@ -2,13 +2,14 @@
 //!
 //! It must not know how processes are found, nor what wakes a recording up.
 
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
 use super::recorder::{Recorder, losses};
 use super::target::Traced;
 use super::{Progress, SessionError};
-use crate::attach::{Armed, Kernel, forget_blocks};
+use crate::attach::{Armed, Kernel, disarm, forget_blocks};
 use crate::census::arenas::ArenaVariables;
 use crate::drain::read_totals;
 use crate::profile::{Coverage, Followed, Losses};
@@ -39,6 +40,8 @@ pub enum Origin {
         parent: u32,
         /// When, by the monotonic clock.
         nanoseconds: u64,
+        /// Whether it may still be that its libraries are not mapped yet.
+        is_early: bool,
     },
 }
 
@@ -68,6 +71,8 @@ pub struct Processes {
     list: Vec<Watched>,
     /// Blocks of the first so many that have ended may still be in the live table.
     unforgotten: Vec<u16>,
+    /// What disarms those that have ended: it waits for the kernel, and others wait to be armed meanwhile.
+    disarming: Vec<JoinHandle<()>>,
 }
 
 impl Processes {
@@ -150,7 +155,7 @@ impl Processes {
         };
         match origin {
             Origin::Start | Origin::Running => None,
-            Origin::Exec { parent, nanoseconds } => Some(Followed {
+            Origin::Exec { parent, nanoseconds, .. } => Some(Followed {
                 parent,
                 armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
                 blocks_before: first.map(|first| unseen(first, 0)),
@@ -176,7 +181,9 @@ impl Processes {
     pub fn retire(&mut self, kernel: &mut Kernel, place: usize) -> Result<(), SessionError> {
         let Some(watched) = self.list.get_mut(place).filter(|watched| watched.running) else { return Ok(()) };
         watched.running = false;
-        watched.traced.retire(kernel)?;
+        let armed = watched.traced.retire(kernel)?;
+        self.disarming.retain(|thread| !thread.is_finished());
+        self.disarming.push(std::thread::spawn(move || disarm(armed)));
         self.unforgotten.push(watched.traced.slot.number);
         Ok(())
     }
@@ -208,9 +215,15 @@ impl Processes {
         running.map(|watched| watched.look(kernel)).collect()
     }
 
-    /// Everything that is armed, to be disarmed together.
-    pub fn take_armed(&mut self) -> Vec<Armed> {
-        self.list.iter_mut().flat_map(|watched| watched.traced.take_armed()).collect()
+    /// Disarms everything, and returns when that is done.
+    pub fn disarm(&mut self) {
+        let armed: Vec<Armed> =
+            self.list.iter_mut().flat_map(|watched| watched.traced.take_armed()).collect();
+        disarm(armed);
+        for thread in self.disarming.drain(..) {
+            // Dropping links cannot panic; and if it did, they would be gone.
+            let _ = thread.join();
+        }
     }
 
     /// Adds what they did to the progress.

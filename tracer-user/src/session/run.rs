@@ -13,12 +13,12 @@ use super::find::Finder;
 use super::follow::{Follower, Step, Wanted};
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
-use super::target::Traced;
+use super::target::{KnownPlans, Traced};
 use super::wakes::{Wake, Wakes};
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
 use crate::attach::known_kernels::{Verdict, verdict};
-use crate::attach::{AttachError, Kernel, Mechanism, Readiness, disarm};
-use crate::discover::{DiscoverError, Target};
+use crate::attach::{AttachError, Kernel, Mechanism, Readiness};
+use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
 
@@ -55,6 +55,9 @@ struct Session<'a> {
     command: u32,
     /// Where more processes may come from.
     finder: Option<Finder>,
+    /// What is known of files.
+    files: Files,
+    plans: KnownPlans,
     /// Those of the finder that have been looked at.
     seen: FxHashSet<u32>,
     started: Option<(SystemTime, Instant)>,
@@ -88,6 +91,8 @@ impl<'a> Session<'a> {
             processes: Processes::default(),
             follower: Follower::new(wanted),
             command: 0,
+            files: Files::default(),
+            plans: KnownPlans::default(),
             finder: None,
             seen: FxHashSet::default(),
             started: None,
@@ -271,7 +276,8 @@ impl<'a> Session<'a> {
             Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
             _ => None,
         };
-        let traced = Traced::arm(&mut self.kernel, target, slot, parent, self.request.bare)?;
+        let traced = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request.bare)?;
+        tracing::debug!("armed process {pid}, {origin:?}");
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
         self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
@@ -295,9 +301,14 @@ impl<'a> Session<'a> {
                 Some(parent) => parent.traced.target.of_fork(pid),
                 None => return Ok(()),
             },
-            _ => match Target::inspect("/proc".as_ref(), pid) {
+            _ => match Target::inspect_with(&mut self.files, "/proc".as_ref(), pid) {
+                // Its malloc is not there yet; it is asked again.
+                Ok(Target { c_library: None, .. })
+                    if matches!(origin, Origin::Exec { is_early: true, .. }) =>
+                {
+                    return Ok(());
+                }
                 Ok(target) => target,
-                // It is asked again.
                 Err(DiscoverError::NotPython { .. }) => return Ok(()),
                 Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
                 Err(error) => {
@@ -371,8 +382,8 @@ impl<'a> Session<'a> {
                 }
                 Ok(self.kernel.unfollow(pid)?)
             }
-            Step::Inspect { pid, parent, nanoseconds } => {
-                self.try_to_watch(pid, Origin::Exec { parent, nanoseconds }, observer)
+            Step::Inspect { pid, parent, nanoseconds, is_early } => {
+                self.try_to_watch(pid, Origin::Exec { parent, nanoseconds, is_early }, observer)
             }
             Step::GiveUp { pid } => self.forget(pid),
             Step::Retire { pid, replaced } => {
@@ -416,7 +427,7 @@ impl<'a> Session<'a> {
             self.processes.last_look(&self.kernel)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
-        disarm(self.processes.take_armed());
+        self.processes.disarm();
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {

@@ -1,17 +1,20 @@
 //! One process of a recording: found, planned, armed, and measured against its own pools.
 
+use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::rc::Rc;
 
+use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, disarm, kernel_layout};
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
-use crate::discover::{MappedFile, Target};
+use crate::discover::{DiscoverError, MappedFile, Target};
 use crate::plan::cache::PlanCache;
-use crate::plan::{Plan, plan_interpreter, plan_malloc};
+use crate::plan::{Plan, PlanError, plan_interpreter, plan_malloc};
 use crate::session::SessionError;
 use crate::session::run::process_descriptor;
 
@@ -41,12 +44,13 @@ impl Traced {
         target: Target,
         number: u16,
         parent: Option<&Self>,
+        known: &mut KnownPlans,
         bare: bool,
     ) -> Result<Self, SessionError> {
         let process = process_descriptor(target.pid)?;
         let plans = match parent {
             Some(parent) => parent.plans_of_fork(target.pid),
-            None => plans(&target)?,
+            None => plans(known, &target)?,
         };
         let slot = Slot { pid: target.pid, number };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
@@ -87,22 +91,18 @@ impl Traced {
         current_pointer(&self.target).is_some()
     }
 
-    /// Disarms; what the kernel counted stays.
-    pub fn disarm(&mut self) {
-        self.armed.clear();
-    }
-
     /// What is armed, to be disarmed together with others'.
     pub fn take_armed(&mut self) -> Vec<Armed> {
         std::mem::take(&mut self.armed)
     }
 
-    /// Stops counting for a process whose memory is not what it was: it has replaced itself.
-    pub fn retire(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
-        self.disarm();
+    /// Stops counting for a process whose memory is not what it was: it has replaced itself, or ended. What was armed is to be
+    /// disarmed.
+    pub fn retire(&mut self, kernel: &mut Kernel) -> Result<Vec<Armed>, SessionError> {
         let mut layout = kernel_layout(&self.target, self.thread_state_pointer);
         layout.active = 0;
-        Ok(kernel.set_layout(u32::from(self.slot.number), &layout)?)
+        kernel.set_layout(u32::from(self.slot.number), &layout)?;
+        Ok(self.take_armed())
     }
 
     /// Once the interpreter has started, asks it where its thread states are, and corrects the kernel half if the table's
@@ -130,10 +130,10 @@ impl Traced {
 }
 
 /// What is to be armed in a process.
-fn plans(target: &Target) -> Result<Vec<(MappedFile, Rc<Plan>)>, SessionError> {
+fn plans(known: &mut KnownPlans, target: &Target) -> Result<Vec<(MappedFile, Rc<Plan>)>, SessionError> {
     let interpreter = &target.interpreter;
     let cache = PlanCache::usual();
-    let interpreter_plan = plan_file(&interpreter.file, |bytes| {
+    let interpreter_plan = known.of(&interpreter.file, |bytes| {
         let found =
             cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
         for note in &found.checks.notes {
@@ -144,23 +144,39 @@ fn plans(target: &Target) -> Result<Vec<(MappedFile, Rc<Plan>)>, SessionError> {
     if interpreter_plan.points.is_empty() {
         return Err(SessionError::NoPoints { file: interpreter.file.name.clone() });
     }
-    let mut plans = vec![(interpreter.file.clone(), Rc::new(interpreter_plan))];
+    let mut plans = vec![(interpreter.file.clone(), interpreter_plan)];
     if let Some(file) = &target.c_library {
-        let plan = plan_file(file, |bytes| {
+        let plan = known.of(file, |bytes| {
             cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
         })?;
-        plans.push((file.clone(), Rc::new(plan)));
+        plans.push((file.clone(), plan));
     }
     Ok(plans)
 }
 
-fn plan_file(
-    file: &MappedFile,
-    plan: impl FnOnce(&[u8]) -> Result<Plan, crate::plan::PlanError>,
-) -> Result<Plan, SessionError> {
-    let bytes = std::fs::read(&file.path)
-        .map_err(|source| crate::discover::DiscoverError::Read { path: file.path.clone(), source })?;
-    plan(&bytes).map_err(|source| SessionError::Plan { file: file.name.clone(), source })
+/// Plans of files that were read, by device, inode, size and time: a host may run the same interpreter in hundreds of processes.
+#[derive(Debug, Default)]
+pub struct KnownPlans(FxHashMap<(u64, u64, u64, i64), Rc<Plan>>);
+
+impl KnownPlans {
+    /// The plan of a file, which `plan` makes of its bytes if it is not known.
+    fn of(
+        &mut self,
+        file: &MappedFile,
+        plan: impl FnOnce(&[u8]) -> Result<Plan, PlanError>,
+    ) -> Result<Rc<Plan>, SessionError> {
+        let failed = |source| DiscoverError::Read { path: file.path.clone(), source };
+        let about = fs::metadata(&file.path).map_err(failed)?;
+        let identity = (about.dev(), about.ino(), about.size(), about.mtime_nsec());
+        if let Some(known) = self.0.get(&identity) {
+            return Ok(known.clone());
+        }
+        let bytes = fs::read(&file.path).map_err(failed)?;
+        let plan = plan(&bytes).map_err(|source| SessionError::Plan { file: file.name.clone(), source })?;
+        let plan = Rc::new(plan);
+        self.0.insert(identity, plan.clone());
+        Ok(plan)
+    }
 }
 
 /// The pointer's address as the running interpreter gives it; `None` before it has started.

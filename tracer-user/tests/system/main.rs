@@ -3,6 +3,7 @@
 //! Needs root, or the capabilities that tracing needs. Where it cannot run everything is reported as ignored, and as failed
 //! where `CI` is `true`. No test asserts on time; what takes how long is printed to standard error.
 mod attach;
+mod children;
 mod command;
 mod errors;
 mod exact;
@@ -68,7 +69,15 @@ fn main() -> ExitCode {
         Trial::test("this_machine_can_trace", move || reason.map_or(Ok(()), |reason| Err(reason.into())))
             .with_ignored_flag(!able && !is_ci),
     ];
-    let tests = [errors::TESTS, command::TESTS, attach::TESTS, exact::TESTS, threads::TESTS, outputs::TESTS];
+    let tests = [
+        errors::TESTS,
+        command::TESTS,
+        children::TESTS,
+        attach::TESTS,
+        exact::TESTS,
+        threads::TESTS,
+        outputs::TESTS,
+    ];
     for Test { name, check, runs_here } in
         tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS]).flatten()
     {
