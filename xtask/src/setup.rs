@@ -31,6 +31,8 @@ pub fn run() -> Result<()> {
     outcomes.push(("arm64 files for tests", arm64_packages::bring(&Machine, &sources)));
     let is_root = test_tools::Host::detect().is_root;
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
+    let services = python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn"]);
+    outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
     report(&outcomes)
 }
 

@@ -10,6 +10,7 @@ mod exact;
 mod kernel;
 mod limits;
 mod outputs;
+mod services;
 mod support;
 mod threads;
 mod truth;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         errors::TESTS,
         command::TESTS,
         children::TESTS,
+        services::TESTS,
         attach::TESTS,
         exact::TESTS,
         threads::TESTS,

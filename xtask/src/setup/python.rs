@@ -1,4 +1,4 @@
-//! Python packages that a bench compares with, in an environment of their own under the target folder. Brought when the bench asks for them.
+//! Python packages that tests run and a bench compares with, in environments of their own under the target folder.
 
 use crate::command::{Invocation, Runner};
 use crate::workspace;
