@@ -310,6 +310,10 @@ impl<'a> Session<'a> {
                 }
                 Ok(target) => target,
                 Err(DiscoverError::NotPython { .. }) => return Ok(()),
+                // It is ending, or becoming another program: its files are gone from under it.
+                Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Exec { is_early: true, .. }) => {
+                    return Ok(());
+                }
                 Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
                 Err(error) => {
                     self.unfollowed += 1;

@@ -5,6 +5,7 @@
 mod attach;
 mod children;
 mod command;
+mod containers;
 mod errors;
 mod exact;
 mod kernel;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         errors::TESTS,
         command::TESTS,
         children::TESTS,
+        containers::TESTS,
         services::TESTS,
         attach::TESTS,
         exact::TESTS,
