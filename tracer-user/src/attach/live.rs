@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tracer_ebpf::abi::PROCESSES;
 use tracer_ebpf::bucket::{Bucket, Buckets};
+use tracer_ebpf::cell::Cell;
 use tracer_ebpf::live::{Key, Live};
 use tracer_ebpf::tables::{Globals, Settings};
 
@@ -33,8 +34,13 @@ impl<T> Mapped<T> {
     }
 
     fn get(&self, index: usize) -> Option<&T> {
-        // SAFETY: the mapping has `elements` elements, lives as long as `self`, and is made of cells that may change.
-        (index < self.elements).then(|| unsafe { self.start.add(index).as_ref() })
+        if index >= self.elements {
+            return None;
+        }
+        // SAFETY: the mapping has `elements` elements.
+        let element = unsafe { self.start.add(index) };
+        // SAFETY: it lives as long as `self`, and is made of cells that may change.
+        Some(unsafe { element.as_ref() })
     }
 }
 
@@ -65,7 +71,7 @@ pub fn forget_blocks(kernel: &Kernel, slots: &[u16]) -> Result<u64, AttachError>
     let live = Live { buckets: &blocks, settings, globals };
     let mut taken = 0;
     for bucket in (0..buckets).filter_map(|number| blocks.get(number)) {
-        for key in bucket.keys().iter().map(|key| key.load()) {
+        for key in bucket.keys().iter().map(Cell::load) {
             let slot = (key & u64::from(PROCESSES - 1)) as u16;
             if key != 0 && slots.contains(&slot) {
                 taken += u64::from(live.take(Key(key)).is_some());

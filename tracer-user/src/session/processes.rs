@@ -211,8 +211,8 @@ impl Processes {
 
     /// Compares the pools of every process that still runs with what was seen.
     pub fn last_look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
-        let running = self.list.iter_mut().filter(|watched| watched.running);
-        running.map(|watched| watched.look(kernel)).collect()
+        let mut running = self.list.iter_mut().filter(|watched| watched.running);
+        running.try_for_each(|watched| watched.look(kernel))
     }
 
     /// Disarms everything, and returns when that is done.

@@ -79,7 +79,7 @@ fn profile() -> impl Strategy<Value = Profile> {
     let process = (any::<u32>(), text(), text()).prop_map(|(pid, command, interpreter)| Process {
         pid,
         ended: pid % 2 == 0,
-        followed: (pid % 3 == 0).then(|| Followed {
+        followed: (pid % 3 == 0).then_some(Followed {
             parent: pid / 2,
             armed_after_nanoseconds: 7,
             blocks_before: None,
