@@ -2,7 +2,9 @@
 //!
 //! Pure readers over roots that tests can fake. It must not know probe points, kernels or the account.
 pub mod layout;
+mod mallocs;
 pub mod memory;
 pub mod target;
 
+pub use mallocs::{MallocFile, MallocSearch};
 pub use target::{DiscoverError, Interpreter, MappedFile, Target};

@@ -186,6 +186,15 @@ impl<'data> Elf<'data> {
             .map(|symbol| Symbol { address: symbol.address(), size: symbol.size() })
     }
 
+    /// Every defined symbol with its name, of both tables; many are in both.
+    pub fn definitions(&self) -> impl Iterator<Item = (&'data [u8], Symbol)> + '_ {
+        let defined = self.file.dynamic_symbols().chain(self.file.symbols());
+        defined.filter(|symbol| symbol.is_definition()).filter_map(|symbol| {
+            let name = symbol.name_bytes().ok()?;
+            Some((name, Symbol { address: symbol.address(), size: symbol.size() }))
+        })
+    }
+
     /// Function extents from `.eh_frame`, which stripping keeps; sorted, empty where there is none.
     pub fn functions(&self) -> Vec<FunctionExtent> {
         let mut extents = Vec::new();

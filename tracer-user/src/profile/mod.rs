@@ -100,7 +100,7 @@ pub struct Sample {
 }
 
 /// One recorded process.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Process {
     /// Process id as the host sees it.
     pub pid: u32,
@@ -108,6 +108,12 @@ pub struct Process {
     pub command: String,
     /// Interpreter version such as `3.12.1`.
     pub interpreter: String,
+    /// Files whose malloc was watched, as the process names them; profiles of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mallocs: Vec<String>,
+    /// Memory of the process that the recording knows it could not see, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<String>,
 }
 
 /// Share of true events that were seen, or why that is not known.

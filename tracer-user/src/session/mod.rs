@@ -4,6 +4,7 @@
 
 mod command;
 mod coverage;
+mod mallocs;
 mod recorder;
 mod run;
 mod target;

@@ -67,8 +67,18 @@ impl Recorder {
             pid: traced.target.pid,
             command: traced.target.command.clone(),
             interpreter: traced.target.interpreter.version.to_string(),
+            ..Process::default()
         };
         self.processes.push((traced.slot.number, process));
+    }
+
+    /// Notes which allocators of a process were watched in the end.
+    pub fn add_mallocs(&mut self, traced: &Traced) {
+        let of_it = self.processes.iter_mut().filter(|(slot, _)| *slot == traced.slot.number);
+        for (_, process) in of_it {
+            process.mallocs = traced.mallocs.names().to_vec();
+            process.unseen = traced.mallocs.unseen().map(str::to_owned).into_iter().collect();
+        }
     }
 
     fn index_of(&self, slot: u32) -> Option<ProcessIndex> {

@@ -273,14 +273,22 @@ impl<'a> Session<'a> {
         for watched in &mut self.watched {
             if watched.running {
                 watched.traced.confirm_pointer(&mut self.kernel)?;
+                watched.traced.look_for_mallocs(&mut self.kernel);
             }
             let totals = read_totals(&self.kernel, watched.traced.slot.number)?;
             progress.events += totals.pops + totals.pushes + totals.mallocs + totals.frees;
             progress.live_bytes += totals.live_bytes;
             progress.losses += sum_of(&losses(std::iter::once(&totals)));
         }
+        self.tell_of_mallocs(observer);
         observer.progress(progress);
         Ok(())
+    }
+
+    /// Says what of the allocators the user should know.
+    fn tell_of_mallocs(&mut self, observer: &mut impl Observer) {
+        let notes = self.watched.iter_mut().flat_map(|watched| watched.traced.mallocs.take_notes());
+        notes.for_each(|note| observer.note(&note));
     }
 
     /// Disarms everything and makes the profile.
@@ -291,7 +299,9 @@ impl<'a> Session<'a> {
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         for watched in &mut self.watched {
             watched.traced.disarm();
+            self.recorder.add_mallocs(&watched.traced);
         }
+        self.tell_of_mallocs(observer);
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {

@@ -5,12 +5,13 @@ use std::path::Path;
 use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, kernel_layout};
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
-use crate::discover::{MappedFile, Target};
+use crate::discover::{DiscoverError, Target};
 use crate::plan::cache::PlanCache;
-use crate::plan::{Plan, plan_interpreter, plan_malloc};
+use crate::plan::{Plan, PlanError, plan_interpreter};
 use crate::session::SessionError;
+use crate::session::mallocs::Mallocs;
 
-const PROC: &str = "/proc";
+pub(super) const PROC: &str = "/proc";
 
 /// A process that is being traced.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Traced {
     /// Address of the pointer to the running thread's state, as the kernel half knows it.
     thread_state_pointer: u64,
     armed: Vec<Armed>,
+    /// Its allocators besides pymalloc.
+    pub mallocs: Mallocs,
 }
 
 impl Traced {
@@ -29,7 +32,7 @@ impl Traced {
     pub fn arm(kernel: &mut Kernel, target: Target, number: u16, bare: bool) -> Result<Self, SessionError> {
         let interpreter = &target.interpreter;
         let cache = PlanCache::usual();
-        let interpreter_plan = plan_file(&interpreter.file, |bytes| {
+        let interpreter_plan = plan_file(&interpreter.file.path, &interpreter.file.name, |bytes| {
             let found =
                 cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
             for note in &found.checks.notes {
@@ -40,29 +43,24 @@ impl Traced {
         if interpreter_plan.points.is_empty() {
             return Err(SessionError::NoPoints { file: interpreter.file.name.clone() });
         }
-        let mut plans = vec![FilePlan { path: &interpreter.file.path, plan: &interpreter_plan }];
-        let malloc_plan = target
-            .c_library
-            .as_ref()
-            .map(|file| {
-                plan_file(file, |bytes| {
-                    cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
-                })
-            })
-            .transpose()?;
-        if let (Some(file), Some(plan)) = (&target.c_library, &malloc_plan) {
-            plans.push(FilePlan { path: &file.path, plan });
-        }
         let slot = Slot { pid: target.pid, number };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer))?;
+        let mallocs = Mallocs::arm(kernel, slot, &target, bare)?;
+        let plans = [FilePlan { path: &interpreter.file.path, plan: &interpreter_plan }];
         let armed = arm(kernel, slot, &plans, bare)?;
-        Ok(Self { target, slot, thread_state_pointer: pointer, armed })
+        Ok(Self { target, slot, thread_state_pointer: pointer, armed, mallocs })
     }
 
     /// Disarms; what the kernel counted stays.
     pub fn disarm(&mut self) {
         self.armed.clear();
+        self.mallocs.disarm();
+    }
+
+    /// Arms allocators that the process has loaded since.
+    pub fn look_for_mallocs(&mut self, kernel: &mut Kernel) {
+        self.mallocs.look_again(kernel, self.slot);
     }
 
     /// Stops counting for a process whose memory is not what it was: it has replaced itself.
@@ -97,13 +95,15 @@ impl Traced {
     }
 }
 
-fn plan_file(
-    file: &MappedFile,
-    plan: impl FnOnce(&[u8]) -> Result<Plan, crate::plan::PlanError>,
+/// Makes the plan of a file.
+pub(super) fn plan_file(
+    path: &Path,
+    name: &str,
+    plan: impl FnOnce(&[u8]) -> Result<Plan, PlanError>,
 ) -> Result<Plan, SessionError> {
-    let bytes = std::fs::read(&file.path)
-        .map_err(|source| crate::discover::DiscoverError::Read { path: file.path.clone(), source })?;
-    plan(&bytes).map_err(|source| SessionError::Plan { file: file.name.clone(), source })
+    let bytes =
+        std::fs::read(path).map_err(|source| DiscoverError::Read { path: path.to_owned(), source })?;
+    plan(&bytes).map_err(|source| SessionError::Plan { file: name.to_owned(), source })
 }
 
 /// The pointer's address as the running interpreter gives it; `None` before it has started.

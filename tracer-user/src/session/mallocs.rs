@@ -1,0 +1,131 @@
+//! The allocators of one process: found, planned and armed when it is taken up, and looked for again while it runs.
+//!
+//! Why again: `dlopen` may bring one with a library at any time. It must not know the interpreter.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::SessionError;
+use super::target::{PROC, plan_file};
+use crate::attach::{Armed, AttachError, FilePlan, Kernel, Slot, arm};
+use crate::discover::{DiscoverError, MallocFile, MallocSearch, Target};
+use crate::plan::cache::PlanCache;
+use crate::plan::{Plan, plan_malloc};
+
+/// How long between two looks: reading the mappings of a process of 1,000 takes 0.5 ms, of which the kernel holds its lock for half.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What is said of a process without any.
+const NONE_FOUND: &str = "no malloc was found: memory that does not come from pymalloc is not recorded";
+
+/// The allocators of a process.
+#[derive(Debug)]
+pub struct Mallocs {
+    search: MallocSearch,
+    looked: Instant,
+    bare: bool,
+    /// Files whose functions are armed, as the process names them.
+    names: Vec<String>,
+    /// There was none at first.
+    were_missing: bool,
+    armed: Vec<Armed>,
+    notes: Vec<String>,
+}
+
+impl Mallocs {
+    /// Arms what is mapped now.
+    pub fn arm(kernel: &mut Kernel, slot: Slot, target: &Target, bare: bool) -> Result<Self, SessionError> {
+        let mut search = MallocSearch::default();
+        let found = search.new_files(Path::new(PROC), slot.pid);
+        let mut files = found.map_err(|source| unreadable(slot, source))?;
+        // Whatever its symbols look like: a plan without points does no harm.
+        if let Some(library) = &target.c_library
+            && !files.iter().any(|file| file.name == library.name)
+        {
+            files.push(MallocFile { path: library.path.clone(), name: library.name.clone() });
+        }
+        let (names, armed, notes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut mallocs =
+            Self { search, looked: Instant::now(), bare, names, were_missing: false, armed, notes };
+        mallocs.arm_files(kernel, slot, files)?;
+        if mallocs.names.is_empty() {
+            mallocs.were_missing = true;
+            mallocs.notes.push(format!("process {}: {NONE_FOUND}", slot.pid));
+        }
+        Ok(mallocs)
+    }
+
+    /// Arms what has been mapped since the last look, which is seldom repeated; what cannot be armed is told.
+    pub fn look_again(&mut self, kernel: &mut Kernel, slot: Slot) {
+        if self.looked.elapsed() < EVERY {
+            return;
+        }
+        self.looked = Instant::now();
+        // A process that has ended has nothing new.
+        for file in self.search.new_files(Path::new(PROC), slot.pid).unwrap_or_default() {
+            let (name, before) = (file.name.clone(), self.names.len());
+            let note = match self.arm_files(kernel, slot, vec![file]) {
+                Ok(()) if self.names.len() == before => continue,
+                Ok(()) => {
+                    format!("process {} has loaded `{name}`: its malloc is recorded from now on", slot.pid)
+                }
+                Err(SessionError::Attach(AttachError::Gone { .. })) => return,
+                Err(error) => {
+                    format!("the malloc in `{name}` of process {} is not recorded: {error}", slot.pid)
+                }
+            };
+            self.notes.push(note);
+        }
+    }
+
+    fn arm_files(
+        &mut self,
+        kernel: &mut Kernel,
+        slot: Slot,
+        files: Vec<MallocFile>,
+    ) -> Result<(), SessionError> {
+        let cache = PlanCache::usual();
+        let mut planned: Vec<(MallocFile, Plan)> = Vec::new();
+        for file in files {
+            let plan = plan_file(&file.path, &file.name, |bytes| {
+                cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
+            })?;
+            if !plan.points.is_empty() {
+                tracing::debug!(file = file.name, points = plan.points.len(), "planned a malloc");
+                planned.push((file, plan));
+            }
+        }
+        let plans: Vec<_> = planned.iter().map(|(file, plan)| FilePlan { path: &file.path, plan }).collect();
+        self.armed.extend(arm(kernel, slot, &plans, self.bare)?);
+        self.names.extend(planned.into_iter().map(|(file, _)| file.name));
+        Ok(())
+    }
+
+    /// Disarms.
+    pub fn disarm(&mut self) {
+        self.armed.clear();
+    }
+
+    /// What the user should know, a line each; once.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Files whose functions are armed.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What of the process was not recorded.
+    pub fn unseen(&self) -> Option<&'static str> {
+        self.were_missing.then_some(NONE_FOUND)
+    }
+}
+
+fn unreadable(slot: Slot, source: std::io::Error) -> SessionError {
+    let path = Path::new(PROC).join(slot.pid.to_string()).join("maps");
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => AttachError::Gone { pid: slot.pid }.into(),
+        _ => DiscoverError::Read { path, source }.into(),
+    }
+}
