@@ -12,7 +12,7 @@ use crate::discover::{DiscoverError, MallocFile, MallocSearch, Target};
 use crate::plan::cache::PlanCache;
 use crate::plan::{Plan, plan_malloc};
 
-/// How long between two looks: reading the mappings of a process of 1,000 takes 0.5 ms, of which the kernel holds its lock for half.
+/// How long between two looks at least.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// What is said of a process without any.
