@@ -8,6 +8,7 @@ mod errors;
 mod exact;
 mod kernel;
 mod limits;
+mod mallocs;
 mod outputs;
 mod support;
 mod threads;
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
     ];
     let tests = [errors::TESTS, command::TESTS, attach::TESTS, exact::TESTS, threads::TESTS, outputs::TESTS];
     for Test { name, check, runs_here } in
-        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS]).flatten()
+        tests.into_iter().chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS]).flatten()
     {
         let ignored = !able || !runs_here();
         match *check {
