@@ -11,8 +11,8 @@ use rustc_hash::FxHashMap;
 use crate::plan::MallocFunction::{self, *};
 
 /// What stands before the names, one for each way that an allocator is built: in place of the C library's, jemalloc with its usual
-/// prefix and with that of Rust's `tikv-jemallocator`, mimalloc, tcmalloc, and TBB's.
-const PREFIXES: [&str; 6] = ["", "je_", "_rjem_", "mi_", "tc_", "scalable_"];
+/// prefix, with that of Rust's `tikv-jemallocator` and with that of PyArrow, mimalloc, tcmalloc, and TBB's.
+const PREFIXES: [&str; 7] = ["", "je_", "_rjem_", "je_arrow_", "mi_", "tc_", "scalable_"];
 
 /// With any prefix. The usual name of a function comes first: aliases at one address are one point. `free_sized` and
 /// `free_aligned_sized` are C23's, the last four are jemalloc's (`mallocx(3)`).
