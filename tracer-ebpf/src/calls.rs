@@ -72,6 +72,17 @@ pub enum Entered {
     Nested,
 }
 
+/// Whether a realloc is the one that this thread is in already: a wrapper has jumped to the realloc that it wraps. Asked before
+/// [`enter`], which sees only that the first never returns. What the first took out of the live table is then still the old block.
+#[inline(always)]
+pub fn is_continued(thread: &Thread, request: &Request, stack_pointer: u64) -> bool {
+    thread.call_depth.load() > 0
+        && thread.call_stack_pointer.load() == stack_pointer
+        && thread.call_function.load() == u64::from(request.function)
+        && thread.call_pointer.load() == request.pointer
+        && request.is_realloc()
+}
+
 /// Notes the entry of a call other than `free`.
 #[inline(always)]
 pub fn enter(thread: &Thread, request: &Request, stack_pointer: u64) -> Entered {

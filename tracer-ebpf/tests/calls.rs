@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use tracer_ebpf::abi::function;
-use tracer_ebpf::calls::{Entered, OldBlock, Request, enter, is_nested_free, leave, old_block};
+use tracer_ebpf::calls::{Entered, OldBlock, Request, enter, is_continued, is_nested_free, leave, old_block};
 use tracer_ebpf::tables::Thread;
 
 /// Where the stacks of the tests begin.
@@ -209,6 +209,24 @@ fn a_failed_realloc_keeps_its_block() {
     assert_eq!(old_block(&realloc(64), 0x1000), OldBlock::Ended);
     assert_eq!(old_block(&realloc(64), 0x2000), OldBlock::Ended);
     assert_eq!(old_block(&realloc(0), 0), OldBlock::Ended, "realloc(p, 0) frees");
+}
+
+/// A wrapper's realloc that jumps to the one that it wraps is one call, and its old block is the one that it was.
+#[test]
+fn a_realloc_that_jumps_to_another_is_continued() {
+    let thread = Thread::default();
+    let realloc = |pointer| Request::from_arguments(function::REALLOC, pointer, 64, 0);
+    assert!(!is_continued(&thread, &realloc(0x1000), STACK), "no call yet");
+    enter(&thread, &realloc(0x1000), STACK);
+    assert!(is_continued(&thread, &realloc(0x1000), STACK));
+    assert!(!is_continued(&thread, &realloc(0x1010), STACK), "another block: the first call was lost");
+    assert!(!is_continued(&thread, &realloc(0x1000), STACK - 8), "a call, not a jump");
+    let malloc = Request::from_arguments(function::MALLOC, 64, 0, 0);
+    assert!(!is_continued(&thread, &malloc, STACK), "another function");
+    enter(&thread, &realloc(0x1000), STACK);
+    assert_eq!(leave(&thread), Some(realloc(0x1000)));
+    assert_eq!(leave(&thread), None, "both return at one instruction");
+    assert!(!is_continued(&thread, &realloc(0x1000), STACK), "it has returned");
 }
 
 /// The return of an inner call was not delivered: the outer one's is taken for it, and the next call puts things right.

@@ -36,6 +36,18 @@ const C_LIBRARIES: [(&str, &str, &str, &str); 4] = [
     ("arm64-musl", "bookworm", "musl", "lib/aarch64-linux-musl/libc.so"),
 ];
 
+/// Other allocators.
+const ALLOCATORS: [(&str, &str, &str, &str); 3] = [
+    ("arm64-jemalloc-5.3.0", "bookworm", "libjemalloc2", "usr/lib/aarch64-linux-gnu/libjemalloc.so.2"),
+    (
+        "arm64-tcmalloc-2.10",
+        "bookworm",
+        "libtcmalloc-minimal4",
+        "usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4",
+    ),
+    ("arm64-mimalloc-2.0.9", "bookworm", "libmimalloc2.0", "usr/lib/aarch64-linux-gnu/libmimalloc.so.2"),
+];
+
 /// Large programs of all kinds that hold no pymalloc.
 const OTHERS: [(&str, &str); 13] = [
     ("cmake", "usr/bin/cmake"),
@@ -56,7 +68,7 @@ const OTHERS: [(&str, &str); 13] = [
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials: Vec<_> = INTERPRETERS.into_iter().map(interpreter).collect();
-    trials.extend(C_LIBRARIES.into_iter().map(c_library));
+    trials.extend(C_LIBRARIES.into_iter().chain(ALLOCATORS).map(malloc_functions));
     trials.extend(C_LIBRARIES.into_iter().map(thread_self));
     trials.extend(OTHERS.into_iter().map(nothing_in));
     libtest_mimic::run(&arguments, trials).exit();
@@ -93,7 +105,7 @@ fn interpreter(
     })
 }
 
-fn c_library(
+fn malloc_functions(
     (label, suite, package, file): (&'static str, &'static str, &'static str, &'static str),
 ) -> Trial {
     trial(format!("golden::{label}"), unpacked(suite, package, file), move |path| {

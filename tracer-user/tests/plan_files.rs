@@ -23,6 +23,13 @@ const PYENV: [(&str, u64); 6] = [
     ("3.13.0", 16384),
 ];
 
+/// Allocators that `cargo xtask setup` has unpacked, where they are, and how many points the finder must have for what each exports.
+const ALLOCATORS: [(&str, &str, usize); 3] = [
+    ("jemalloc-5.3.0", "libjemalloc.so.2", 30),
+    ("tcmalloc-2.10", "libtcmalloc_minimal.so.4", 17),
+    ("mimalloc-2.0.9", "libmimalloc.so.2", 56),
+];
+
 /// Large programs of all kinds that hold no pymalloc.
 const OTHERS: [&str; 26] = [
     "/bin/bash",
@@ -60,6 +67,7 @@ fn main() {
     trials.push(golden("debian-3.11", Path::new("/usr/bin/python3.11"), interpreter_text));
     trials.extend(unpacked());
     trials.push(golden("glibc", Path::new("/lib/x86_64-linux-gnu/libc.so.6"), malloc_text));
+    trials.extend(ALLOCATORS.into_iter().map(allocator));
     trials.extend(OTHERS.into_iter().map(nothing_in));
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -101,6 +109,16 @@ fn unpacked() -> impl Iterator<Item = Trial> {
             if is_sound { Ok(()) } else { Err(format!("{checks:?}").into()) }
         })
         .with_ignored_flag(!is_here)
+    })
+}
+
+fn allocator((label, file, points): (&'static str, &'static str, usize)) -> Trial {
+    let folder = "../target/xtask/allocators/usr/lib/x86_64-linux-gnu";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(file);
+    golden(label, &path, move |file| {
+        let text = malloc_text(file)?;
+        let found = text.lines().count();
+        if found == points { Ok(text) } else { Err(format!("{found} points").into()) }
     })
 }
 

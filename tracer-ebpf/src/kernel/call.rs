@@ -5,7 +5,7 @@ use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::abi::{domain, function, kind};
 use tracer_ebpf::account::{Freed, add};
-use tracer_ebpf::calls::{Entered, OldBlock, Request, enter, is_nested_free, leave, old_block};
+use tracer_ebpf::calls::{Entered, OldBlock, Request, enter, is_continued, is_nested_free, leave, old_block};
 use tracer_ebpf::live::{Entry, Key};
 use tracer_ebpf::memory::Memory as _;
 use tracer_ebpf::tables::Thread;
@@ -38,7 +38,12 @@ pub fn malloc_enter(context: ProbeContext) -> u32 {
         argument::<1>(&context),
         argument::<2>(&context),
     );
-    let Entered::Outermost { abandoned } = enter(thread, &request, stack_pointer(&context)) else { return 0 };
+    let stack_pointer = stack_pointer(&context);
+    let continued = is_continued(thread, &request, stack_pointer);
+    let Entered::Outermost { abandoned } = enter(thread, &request, stack_pointer) else { return 0 };
+    if continued {
+        return 0;
+    }
     if abandoned {
         add(&event.totals.abandoned_calls, 1);
     }

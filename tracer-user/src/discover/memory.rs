@@ -47,6 +47,8 @@ pub struct Mapping {
     pub readable: bool,
     /// `w`.
     pub writable: bool,
+    /// `x`.
+    pub executable: bool,
     /// Position of `start` in the file.
     pub offset: u64,
     /// The file's inode; 0 for anonymous memory.
@@ -86,6 +88,7 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
         end: u64::from_str_radix(end, 16).ok()?,
         readable: permissions.starts_with('r'),
         writable: permissions.get(1..2) == Some("w"),
+        executable: permissions.get(2..3) == Some("x"),
         offset: u64::from_str_radix(offset, 16).ok()?,
         inode,
         name: name.to_owned(),

@@ -3,8 +3,10 @@
 //! Pure readers over roots that tests can fake. It must not know probe points, kernels or the account.
 mod files;
 pub mod layout;
+mod mallocs;
 pub mod memory;
 pub mod target;
 
 pub use files::Files;
+pub use mallocs::{MallocFile, MallocSearch};
 pub use target::{DiscoverError, Interpreter, MappedFile, Target};

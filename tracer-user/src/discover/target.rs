@@ -119,15 +119,17 @@ pub struct MappedFile {
     pub bias: u64,
 }
 
+/// A path below process `parent`'s folder, below that of its copy `child`.
+pub(super) fn path_of_fork(path: &Path, parent: u32, child: u32) -> PathBuf {
+    let folder = |pid: u32| Path::new("/proc").join(pid.to_string());
+    path.strip_prefix(folder(parent)).map_or_else(|_| path.to_owned(), |rest| folder(child).join(rest))
+}
+
 impl MappedFile {
     /// The same file in a process `child` that is a copy of process `parent`.
     #[must_use]
     pub fn of_fork(&self, parent: u32, child: u32) -> Self {
-        let folder = |pid: u32| Path::new("/proc").join(pid.to_string());
-        let path = self
-            .path
-            .strip_prefix(folder(parent))
-            .map_or_else(|_| self.path.clone(), |rest| folder(child).join(rest));
+        let path = path_of_fork(&self.path, parent, child);
         Self { path, ..self.clone() }
     }
 }
@@ -252,7 +254,7 @@ fn mapped_files(proc_root: &Path, pid: u32, mapped: &[Mapping]) -> Vec<(MappedFi
 /// A path that leads to the mapped file from here. Names in `maps` count from the target's root where that is the root of a mount
 /// namespace, as in a container, and from ours where it is not (`d_path` and `prepend_path` in fs/d_path.c): after a plain `chroot`. The
 /// link in `map_files` leads to the very file in any case, but reading it takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
-fn path_of(folder: &Path, mapping: &Mapping) -> PathBuf {
+pub(super) fn path_of(folder: &Path, mapping: &Mapping) -> PathBuf {
     let link = folder.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end));
     if mapping.name.ends_with(" (deleted)") {
         return link;
@@ -433,6 +435,7 @@ mod tests {
             end: 0x2000,
             readable: true,
             writable: false,
+            executable: true,
             offset: 0,
             inode: named.metadata().unwrap().ino(),
             name: "/usr/python".to_owned(),

@@ -28,11 +28,21 @@ pub fn lines(profile: &Profile) -> Vec<String> {
         || "cost to the target not measured".to_owned(),
         |percent| format!("cost {percent:.1} % of the target's time"),
     );
-    vec![
+    let mut lines = vec![
         format!("{} events in {seconds:.1} s from {}", text::count(recording.events), processes(profile)),
         totals.join("; "),
         format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
-    ]
+    ];
+    lines.extend(unseen(profile).map(|(process, what)| format!("{process}: {what}")));
+    lines
+}
+
+/// What the recording knows that it could not see, with the process whose memory it is.
+fn unseen(profile: &Profile) -> impl Iterator<Item = (String, String)> {
+    profile.processes.iter().flat_map(|process| {
+        let lines = process.unseen.iter();
+        lines.map(move |line| (text::process(process), text::visible(line).into_owned()))
+    })
 }
 
 /// The heading of a flame graph: what widths stand for, and the total.
@@ -97,7 +107,8 @@ pub fn trust(profile: &Profile) -> String {
         FOREIGN_MODE => "losses not known".to_owned(),
         _ => losses(&recording.losses),
     };
-    format!("{mode}{seen}; {coverage}; {losses}")
+    let blind = unseen(profile).next().map_or("", |_| "; some memory was not seen");
+    format!("{mode}{seen}; {coverage}; {losses}{blind}")
 }
 
 /// Rounded down, so that 100 % means all of it.

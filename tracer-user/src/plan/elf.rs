@@ -7,7 +7,7 @@ use gimli::UnwindSection as _;
 use object::LittleEndian;
 use object::elf;
 use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
-use object::read::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use object::read::{Object as _, ObjectSection as _, ObjectSymbol};
 
 use super::FileOffset;
 
@@ -184,6 +184,15 @@ impl<'data> Elf<'data> {
             .chain(self.file.symbols())
             .find(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(name.as_bytes()))
             .map(|symbol| Symbol { address: symbol.address(), size: symbol.size() })
+    }
+
+    /// Every defined symbol with its name, of both tables; many are in both.
+    pub fn definitions(&self) -> impl Iterator<Item = (&'data [u8], Symbol)> + '_ {
+        let defined = self.file.dynamic_symbols().chain(self.file.symbols());
+        defined.filter(ObjectSymbol::is_definition).filter_map(|symbol| {
+            let name = symbol.name_bytes().ok()?;
+            Some((name, Symbol { address: symbol.address(), size: symbol.size() }))
+        })
     }
 
     /// Function extents from `.eh_frame`, which stripping keeps; sorted, empty where there is none.

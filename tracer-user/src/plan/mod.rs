@@ -13,6 +13,7 @@ mod x86;
 
 pub use finder::Verdict;
 pub use interpreter::{InterpreterChecks, InterpreterPlan, PlanNote};
+pub use malloc::Families;
 pub use thread_self::{ThreadSelfError, thread_self_distance};
 
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,8 @@ pub fn plan_interpreter(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
     }
 }
 
-/// Plans the malloc family that a C library (or any other allocator library) exports. A file that exports none gives an empty plan.
+/// Plans the allocators that a file defines: a C library, jemalloc, a program with a malloc of its own. A file without one gives an
+/// empty plan.
 pub fn plan_malloc(file: &[u8]) -> Result<Plan, PlanError> {
     let elf = Elf::parse(file)?;
     match elf.machine() {

@@ -114,6 +114,12 @@ pub struct Process {
     /// Whether it ended while others were recorded: what it held is gone, and its live memory is nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ended: bool,
+    /// Files whose malloc was watched, as the process names them; profiles of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mallocs: Vec<String>,
+    /// Memory of the process that the recording knows it could not see, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<String>,
 }
 
 /// A process that was found by itself, and what is missing of it.

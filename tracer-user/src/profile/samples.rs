@@ -158,12 +158,8 @@ impl<'a> Samples<'a> {
         };
         Ok(*known.entry(labels.pid).or_insert_with(|| {
             let command = "unknown command".to_owned();
-            self.processes.push(Process {
-                pid: labels.pid,
-                command,
-                interpreter: "unknown".to_owned(),
-                ..Process::default()
-            });
+            let interpreter = "unknown".to_owned();
+            self.processes.push(Process { pid: labels.pid, command, interpreter, ..Process::default() });
             ProcessIndex(self.processes.len() as u32 - 1)
         }))
     }

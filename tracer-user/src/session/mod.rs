@@ -6,6 +6,7 @@ mod command;
 mod coverage;
 mod find;
 mod follow;
+mod mallocs;
 mod processes;
 mod recorder;
 mod run;

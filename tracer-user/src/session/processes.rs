@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
 use super::recorder::{Recorder, losses};
-use super::target::Traced;
+use super::target::{KnownPlans, Traced};
 use super::{Progress, SessionError};
 use crate::attach::{Armed, Kernel, disarm, forget_blocks};
 use crate::census::arenas::ArenaVariables;
@@ -189,10 +189,11 @@ impl Processes {
     }
 
     /// What is to be done now and then while they run.
-    pub fn tick(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
+    pub fn tick(&mut self, kernel: &mut Kernel, known: &mut KnownPlans) -> Result<(), SessionError> {
         let now = Instant::now();
         for watched in self.list.iter_mut().filter(|watched| watched.running) {
             watched.traced.confirm_pointer(kernel)?;
+            watched.traced.look_for_mallocs(kernel, known);
             // A process that was armed before its interpreter has started is compared with nothing, whenever that is.
             if now >= watched.next_look && watched.traced.has_started() {
                 watched.look(kernel)?;
@@ -223,6 +224,16 @@ impl Processes {
         for thread in self.disarming.drain(..) {
             // Dropping links cannot panic; and if it did, they would be gone.
             let _ = thread.join();
+        }
+    }
+
+    /// Hands over what is known of their allocators, and what users should know of that; once.
+    pub fn tell(&mut self, recorder: &mut Recorder, mut note: impl FnMut(&str)) {
+        for watched in &mut self.list {
+            recorder.add_mallocs(&watched.traced);
+            for line in watched.traced.mallocs.take_notes() {
+                note(&line);
+            }
         }
     }
 

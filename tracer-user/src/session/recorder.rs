@@ -78,9 +78,18 @@ impl Recorder {
             command: traced.target.command.clone(),
             interpreter: traced.target.interpreter.version.to_string(),
             followed,
-            ended: false,
+            ..Process::default()
         };
         self.processes.push((traced.slot.number, process));
+    }
+
+    /// Notes which allocators of a process were watched in the end.
+    pub fn add_mallocs(&mut self, traced: &Traced) {
+        let of_it = self.processes.iter_mut().filter(|(slot, _)| *slot == traced.slot.number);
+        for (_, process) in of_it {
+            process.mallocs = traced.mallocs.names();
+            process.unseen = traced.mallocs.unseen().map(str::to_owned).into_iter().collect();
+        }
     }
 
     fn index_of(&self, slot: u32) -> Option<ProcessIndex> {

@@ -415,15 +415,18 @@ impl<'a> Session<'a> {
 
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.retire_the_dead()?;
-        self.processes.tick(&mut self.kernel)?;
+        self.processes.tick(&mut self.kernel, &mut self.plans)?;
         let mut progress = Progress::default();
         if let Some((_, started)) = self.started {
             progress.elapsed = started.elapsed();
         }
         self.processes.progress(&self.kernel, &mut progress)?;
+        self.processes.tell(&mut self.recorder, |note| observer.note(note));
         observer.progress(progress);
         Ok(())
     }
+
+    /// Says what of the allocators the user should know.
 
     /// Disarms everything and makes the profile.
     fn finish(&mut self, observer: &mut impl Observer) -> Result<Option<Profile>, SessionError> {
@@ -432,6 +435,7 @@ impl<'a> Session<'a> {
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         self.processes.disarm();
+        self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {

@@ -14,11 +14,12 @@ use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
 use crate::discover::{DiscoverError, MappedFile, Target};
 use crate::plan::cache::PlanCache;
-use crate::plan::{Plan, PlanError, plan_interpreter, plan_malloc};
+use crate::plan::{Plan, PlanError, plan_interpreter};
 use crate::session::SessionError;
+use crate::session::mallocs::Mallocs;
 use crate::session::run::process_descriptor;
 
-const PROC: &str = "/proc";
+pub(super) const PROC: &str = "/proc";
 
 /// A process that is being traced.
 #[derive(Debug)]
@@ -31,8 +32,11 @@ pub struct Traced {
     thread_state_pointer: u64,
     /// Readable once the process has ended, and only then, whoever has its number by then.
     process: OwnedFd,
-    plans: Vec<(MappedFile, Rc<Plan>)>,
+    /// The interpreter's.
+    plan: Rc<Plan>,
     armed: Vec<Armed>,
+    /// Its allocators besides pymalloc.
+    pub mallocs: Mallocs,
 }
 
 impl Traced {
@@ -48,24 +52,21 @@ impl Traced {
         bare: bool,
     ) -> Result<Self, SessionError> {
         let process = process_descriptor(target.pid)?;
-        let plans = match parent {
-            Some(parent) => parent.plans_of_fork(target.pid),
-            None => plans(known, &target)?,
-        };
         let slot = Slot { pid: target.pid, number };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer))?;
-        let files: Vec<FilePlan<'_>> =
-            plans.iter().map(|(file, plan)| FilePlan { path: &file.path, plan }).collect();
-        let armed = arm(kernel, slot, &files, bare)?;
-        Ok(Self { target, slot, thread_state_pointer: pointer, process, plans, armed })
+        let file = &target.interpreter.file;
+        let (mallocs, plan) = match parent {
+            Some(parent) => (parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?, parent.plan.clone()),
+            None => (Mallocs::arm(kernel, slot, &target, known, bare)?, known.interpreter(file)?),
+        };
+        let armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan }], bare)?;
+        Ok(Self { target, slot, thread_state_pointer: pointer, process, plan, armed, mallocs })
     }
 
-    /// The plans for a process that is a copy of this one.
-    fn plans_of_fork(&self, pid: u32) -> Vec<(MappedFile, Rc<Plan>)> {
-        let of_fork =
-            |(file, plan): &(MappedFile, Rc<Plan>)| (file.of_fork(self.slot.pid, pid), plan.clone());
-        self.plans.iter().map(of_fork).collect()
+    /// Arms allocators that the process has loaded since.
+    pub fn look_for_mallocs(&mut self, kernel: &mut Kernel, known: &mut KnownPlans) {
+        self.mallocs.look_again(kernel, self.slot, known);
     }
 
     /// Removes the copies of this process's breakpoints from a child that is not recorded: the kernel removes a breakpoint when
@@ -73,11 +74,14 @@ impl Traced {
     pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
         // Number 0 is no process: nothing would be counted even if something ran.
         let slot = Slot { pid, number: 0 };
-        let plans = self.plans_of_fork(pid);
-        let files: Vec<FilePlan<'_>> =
-            plans.iter().map(|(file, plan)| FilePlan { path: &file.path, plan }).collect();
+        let file = self.target.interpreter.file.of_fork(self.slot.pid, pid);
+        let mut armed =
+            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &self.plan }], true).unwrap_or_default();
         // One that has ended meanwhile has none.
-        disarm(arm(kernel, slot, &files, true).unwrap_or_default());
+        if let Ok(mut mallocs) = self.mallocs.arm_fork(kernel, self.slot.pid, slot) {
+            armed.append(&mut mallocs.take_armed());
+        }
+        disarm(armed);
     }
 
     /// Whether the process has ended.
@@ -93,7 +97,9 @@ impl Traced {
 
     /// What is armed, to be disarmed together with others'.
     pub fn take_armed(&mut self) -> Vec<Armed> {
-        std::mem::take(&mut self.armed)
+        let mut armed = std::mem::take(&mut self.armed);
+        armed.append(&mut self.mallocs.take_armed());
+        armed
     }
 
     /// Stops counting for a process whose memory is not what it was: it has replaced itself, or ended. What was armed is to be
@@ -129,50 +135,43 @@ impl Traced {
     }
 }
 
-/// What is to be armed in a process.
-fn plans(known: &mut KnownPlans, target: &Target) -> Result<Vec<(MappedFile, Rc<Plan>)>, SessionError> {
-    let interpreter = &target.interpreter;
-    let cache = PlanCache::usual();
-    let interpreter_plan = known.of(&interpreter.file, |bytes| {
-        let found =
-            cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
-        for note in &found.checks.notes {
-            tracing::warn!(file = interpreter.file.name, "{note}");
-        }
-        Ok(found.plan)
-    })?;
-    if interpreter_plan.points.is_empty() {
-        return Err(SessionError::NoPoints { file: interpreter.file.name.clone() });
-    }
-    let mut plans = vec![(interpreter.file.clone(), interpreter_plan)];
-    if let Some(file) = &target.c_library {
-        let plan = known.of(file, |bytes| {
-            cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
-        })?;
-        plans.push((file.clone(), plan));
-    }
-    Ok(plans)
-}
-
 /// Plans of files that were read, by device, inode, size and time: a host may run the same interpreter in hundreds of processes.
 #[derive(Debug, Default)]
 pub struct KnownPlans(FxHashMap<(u64, u64, u64, i64), Rc<Plan>>);
 
 impl KnownPlans {
+    /// The plan of an interpreter.
+    fn interpreter(&mut self, file: &MappedFile) -> Result<Rc<Plan>, SessionError> {
+        let cache = PlanCache::usual();
+        let plan = self.of(&file.path, &file.name, |bytes| {
+            let found =
+                cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
+            for note in &found.checks.notes {
+                tracing::warn!(file = file.name, "{note}");
+            }
+            Ok(found.plan)
+        })?;
+        if plan.points.is_empty() {
+            return Err(SessionError::NoPoints { file: file.name.clone() });
+        }
+        Ok(plan)
+    }
+
     /// The plan of a file, which `plan` makes of its bytes if it is not known.
-    fn of(
+    pub(super) fn of(
         &mut self,
-        file: &MappedFile,
+        path: &Path,
+        name: &str,
         plan: impl FnOnce(&[u8]) -> Result<Plan, PlanError>,
     ) -> Result<Rc<Plan>, SessionError> {
-        let failed = |source| DiscoverError::Read { path: file.path.clone(), source };
-        let about = fs::metadata(&file.path).map_err(failed)?;
+        let failed = |source| DiscoverError::Read { path: path.to_owned(), source };
+        let about = fs::metadata(path).map_err(failed)?;
         let identity = (about.dev(), about.ino(), about.size(), about.mtime_nsec());
         if let Some(known) = self.0.get(&identity) {
             return Ok(known.clone());
         }
-        let bytes = fs::read(&file.path).map_err(failed)?;
-        let plan = plan(&bytes).map_err(|source| SessionError::Plan { file: file.name.clone(), source })?;
+        let bytes = fs::read(path).map_err(failed)?;
+        let plan = plan(&bytes).map_err(|source| SessionError::Plan { file: name.to_owned(), source })?;
         let plan = Rc::new(plan);
         self.0.insert(identity, plan.clone());
         Ok(plan)

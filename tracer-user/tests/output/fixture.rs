@@ -35,12 +35,8 @@ impl Builder {
 
     pub fn process(&mut self, pid: u32, command: &str) -> ProcessIndex {
         let interpreter = "3.12.1".to_owned();
-        self.profile.processes.push(Process {
-            pid,
-            command: command.to_owned(),
-            interpreter,
-            ..Process::default()
-        });
+        let command = command.to_owned();
+        self.profile.processes.push(Process { pid, command, interpreter, ..Process::default() });
         ProcessIndex(self.profile.processes.len() as u32 - 1)
     }
 

@@ -76,17 +76,21 @@ fn recording() -> impl Strategy<Value = Recording> {
 }
 
 fn profile() -> impl Strategy<Value = Profile> {
-    let process = (any::<u32>(), text(), text()).prop_map(|(pid, command, interpreter)| Process {
-        pid,
-        ended: pid % 2 == 0,
-        followed: (pid % 3 == 0).then_some(Followed {
-            parent: pid / 2,
-            armed_after_nanoseconds: 7,
-            blocks_before: None,
-        }),
-        command,
-        interpreter,
-    });
+    let process = (any::<u32>(), text(), text(), vec(text(), 0..3), vec(text(), 0..2)).prop_map(
+        |(pid, command, interpreter, mallocs, unseen)| Process {
+            pid,
+            command,
+            interpreter,
+            followed: (pid % 3 == 0).then_some(Followed {
+                parent: pid / 2,
+                armed_after_nanoseconds: 7,
+                blocks_before: None,
+            }),
+            ended: pid % 2 == 0,
+            mallocs,
+            unseen,
+        },
+    );
     let stack = vec(any::<prop::sample::Index>(), 1..6);
     let domain = prop_oneof![Just(Domain::Pymalloc), Just(Domain::Malloc)];
     let sample = (any::<prop::sample::Index>(), any::<u32>(), domain, stack, values());

@@ -278,3 +278,25 @@ fn standard_output_is_written_to_and_not_replaced() {
         format!("before\n{}", golden("example.folded"))
     );
 }
+
+#[test]
+fn memory_that_was_not_seen_is_said_wherever_a_figure_is() {
+    let folder = Folder::new();
+    let mut blind = fixture::example();
+    blind.processes[1].unseen.push("no malloc was found \x1b[2J".to_owned());
+    folder.save("blind.pb.gz", &blind);
+    let said = "some memory was not seen";
+    assert!(folder.output(&["report", "blind.pb.gz"]).contains(said));
+    assert!(!folder.output(&["report", "example.pb.gz"]).contains(said));
+    let json = folder.output(&["report", "blind.pb.gz", "--format", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["processes"][1]["unseen"][0], "no malloc was found \x1b[2J");
+    folder.run(&["flamegraph", "blind.pb.gz", "-o", "blind.svg"]).success();
+    assert!(fs::read_to_string(folder.path("blind.svg")).unwrap().contains(said));
+    let lines = alloctrace::output::summary::lines(&blind);
+    let last = lines.last().unwrap();
+    assert!(
+        last.contains("[4712]") && last.contains("no malloc was found ") && !last.contains('\x1b'),
+        "{last}"
+    );
+}

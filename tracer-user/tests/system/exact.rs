@@ -1,6 +1,6 @@
 //! Programs with exactly known totals, by each metric.
 
-use alloctrace::profile::{Amount, Domain, Metric};
+use alloctrace::profile::{Amount, Domain, Metric, Profile};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
@@ -46,7 +46,12 @@ fn equal(what: &str, found: Amount, expected: Amount) -> Result<()> {
 
 fn check_known_amounts(interpreter: &Interpreter, flags: &[&str]) -> Result<()> {
     let (profile, _) = record_program(interpreter, "exact.py", &NONE, flags)?;
-    let asked = Asked(&profile);
+    check_amounts(interpreter, &profile)
+}
+
+/// Compares the profile of `exact.py` with what it allocates, by whatever malloc.
+pub fn check_amounts(interpreter: &Interpreter, profile: &Profile) -> Result<()> {
+    let asked = Asked(profile);
     asked.is_whole()?;
     let live = |domain, name| asked.function(Metric::Live, domain, name);
     equal("bytes of 95", live(Domain::Pymalloc, "bytes_of_95"), amount(128_000, 1000))?;

@@ -10,6 +10,7 @@ mod errors;
 mod exact;
 mod kernel;
 mod limits;
+mod mallocs;
 mod outputs;
 mod services;
 mod support;
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
         outputs::TESTS,
     ];
     for Test { name, check, runs_here } in
-        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS]).flatten()
+        tests.into_iter().chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS]).flatten()
     {
         let ignored = !able || !runs_here();
         match *check {
