@@ -3,13 +3,14 @@
 //! Needed to build: bpf-linker against the compiler's own LLVM, and the sources of `core`. Good to have for tests: tools from Debian and a mounted tracefs,
 //! brought only where we are root; what cannot be brought is said, and the tests that need it report themselves as skipped.
 
-mod arm64_packages;
 mod core_sources;
 mod cross_tools;
 pub mod debian;
 mod linker;
+mod musl;
 mod python;
 mod pythons;
+mod test_files;
 mod test_tools;
 
 pub use cross_tools::bring as bring_cross_tools;
@@ -28,9 +29,10 @@ pub fn run() -> Result<()> {
     outcomes.push(("tools for tests", test_tools::bring(&Machine, &test_tools::Host::detect())));
     outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
     let sources = debian::Sources::read(Path::new("/"));
-    outcomes.push(("arm64 files for tests", arm64_packages::bring(&Machine, &sources)));
+    outcomes.push(("files for tests", test_files::bring(&Machine, &sources)));
     let is_root = test_tools::Host::detect().is_root;
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
+    outcomes.push(("interpreter of musl", musl::bring(&Machine, &sources, &pythons::folder())));
     report(&outcomes)
 }
 

@@ -12,12 +12,14 @@ mod object;
 mod readiness;
 mod syscall;
 mod target;
+mod trial;
 
 pub use kernel::{Armed, Kernel, ProbePoint, Program, TableSizes};
 pub use layout::kernel_layout;
 pub use mechanism::Mechanism;
 pub use readiness::Readiness;
 pub use target::{FilePlan, Slot, arm};
+pub use trial::trial;
 
 use std::io;
 use std::path::PathBuf;

@@ -9,7 +9,9 @@ mod exact;
 mod kernel;
 mod limits;
 mod outputs;
+mod results;
 mod support;
+mod survey;
 mod threads;
 mod truth;
 
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
     ];
     let tests = [errors::TESTS, command::TESTS, attach::TESTS, exact::TESTS, threads::TESTS, outputs::TESTS];
     for Test { name, check, runs_here } in
-        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS]).flatten()
+        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS, survey::TESTS]).flatten()
     {
         let ignored = !able || !runs_here();
         match *check {
