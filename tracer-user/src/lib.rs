@@ -11,3 +11,4 @@ pub mod plan;
 pub mod profile;
 pub mod resolve;
 pub mod session;
+pub mod survey;

@@ -74,7 +74,7 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// A file of a package; see `xtask/src/setup/arm64_packages.rs`.
+/// A file of a package; see `xtask/src/setup/test_files.rs`.
 fn unpacked(suite: &str, package: &str, file: &str) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     workspace.join("target/xtask/arm64").join(suite).join(package).join(file)

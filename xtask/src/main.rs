@@ -5,6 +5,7 @@
 mod bench;
 mod build_ebpf;
 mod command;
+mod compatibility;
 mod cross;
 mod gen_offsets;
 mod setup;

@@ -4,13 +4,14 @@
 //! brought only where we are root; what cannot be brought is said, and the tests that need it report themselves as skipped.
 
 mod allocators;
-mod arm64_packages;
 mod core_sources;
 mod cross_tools;
 pub mod debian;
 mod linker;
+mod musl;
 mod python;
 mod pythons;
+mod test_files;
 mod test_tools;
 
 pub use cross_tools::bring as bring_cross_tools;
@@ -30,12 +31,18 @@ pub fn run() -> Result<()> {
     outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
     let sources = debian::Sources::read(Path::new("/"));
     outcomes.push(("allocators for tests", allocators::bring(&Machine, &sources)));
-    outcomes.push(("arm64 files for tests", arm64_packages::bring(&Machine, &sources)));
+    outcomes.push(("files for tests", test_files::bring(&Machine, &sources)));
     let is_root = test_tools::Host::detect().is_root;
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
     let services = python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
     report(&outcomes)
+}
+
+/// Build the interpreter for musl: no part of [`run`] before every test has passed with it.
+pub fn run_musl() -> Result<()> {
+    let sources = debian::Sources::read(Path::new("/"));
+    report(&[("interpreter for musl", musl::bring(&Machine, &sources, &pythons::folder()))])
 }
 
 /// Bring what building needs and say so; an error where that failed. For other verbs, which cannot do without.

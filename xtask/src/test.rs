@@ -6,7 +6,7 @@
 pub mod counts;
 
 use crate::command::Invocation;
-use crate::{build_ebpf, setup, tidy, workspace};
+use crate::{build_ebpf, compatibility, setup, tidy, workspace};
 use anyhow::{Context as _, Result, ensure};
 use counts::Counts;
 use std::io::{BufRead as _, BufReader};
@@ -33,6 +33,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     counts.check("format", cargo(&root, "fmt --all --check"));
     counts.check("lints", cargo(&root, "clippy --quiet --workspace --all-targets --locked -- -D warnings"));
     counts.check("tidy", tidy::run());
+    counts.check("table of what works where", compatibility::check());
     counts.check("fresh eBPF objects", build_ebpf::check());
     counts.add(tests(&root, args.unprivileged)?);
     println!("{counts}");

@@ -1,6 +1,6 @@
 //! The verbs, and the file that each leads to.
 
-use crate::{bench, build_ebpf, cross, gen_offsets, setup, test, tidy, vm_test};
+use crate::{bench, build_ebpf, compatibility, cross, gen_offsets, setup, test, tidy, vm_test};
 use anyhow::Result;
 use clap::Subcommand;
 use std::process::ExitCode;
@@ -14,6 +14,8 @@ pub enum Verb {
     Cross,
     /// Bring what building the eBPF objects and running the tests takes
     Setup,
+    /// Build a CPython for musl, which tests take up when it is there
+    SetupMusl,
     /// Run all checks and tests
     Test(test::Args),
     /// Write the table of CPython's offsets from the headers of the interpreters that are installed
@@ -22,6 +24,8 @@ pub enum Verb {
     Bench(bench::Args),
     /// Record programs on other kernels, in emulated machines
     VmTest(vm_test::Args),
+    /// Write the table of what works where from what tests have measured
+    Compatibility(compatibility::Args),
     /// Check the rules of this repository that compilers do not know
     Tidy,
 }
@@ -33,8 +37,10 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
         Verb::VmTest(args) => return vm_test::run(&args),
         Verb::Bench(args) => return bench::run(&args),
         Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
+        Verb::Compatibility(args) => compatibility::run(&args)?,
         Verb::Cross => cross::run()?,
         Verb::Setup => setup::run()?,
+        Verb::SetupMusl => setup::run_musl()?,
         Verb::GenOffsets => gen_offsets::run()?,
         Verb::Tidy => tidy::run()?,
     }

@@ -44,6 +44,12 @@ pub fn verdict(release: &str) -> Verdict {
     known.map_or(Verdict::Fine, |(_, _, verdict)| *verdict)
 }
 
+/// The series of a release, such as `(6, 11)`.
+#[must_use]
+pub fn series(release: &str) -> Option<(u32, u32)> {
+    version(release).map(|(series, _)| series)
+}
+
 /// Series and patch level; a missing patch level is 0.
 fn version(release: &str) -> Option<((u32, u32), u32)> {
     let numbers = release.split(|character: char| !character.is_ascii_digit() && character != '.').next()?;

@@ -15,6 +15,7 @@ mod object;
 mod readiness;
 mod syscall;
 mod target;
+mod trial;
 
 pub use armed::{Armed, disarm};
 pub use kernel::{Globals, Kernel, ProbePoint, Program, TableSizes};
@@ -23,6 +24,7 @@ pub use live::forget_blocks;
 pub use mechanism::Mechanism;
 pub use readiness::Readiness;
 pub use target::{FilePlan, Slot, arm};
+pub use trial::trial;
 
 use std::io;
 use std::path::PathBuf;

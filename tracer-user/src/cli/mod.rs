@@ -4,9 +4,12 @@
 
 mod completions;
 mod convert;
+mod doctor;
 mod flamegraph;
+mod listing;
 mod load;
 mod man;
+mod ps;
 mod record;
 mod report;
 mod values;
@@ -45,6 +48,8 @@ enum Verb {
     Report(report::Arguments),
     Flamegraph(flamegraph::Arguments),
     Convert(convert::Arguments),
+    Ps(ps::Arguments),
+    Doctor(doctor::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -60,6 +65,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Report(arguments) => report::run(&arguments),
         Verb::Flamegraph(arguments) => flamegraph::run(&arguments),
         Verb::Convert(arguments) => convert::run(&arguments),
+        Verb::Ps(arguments) => ps::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
         Verb::Man(arguments) => man::run(&arguments),
     }
@@ -76,8 +83,12 @@ fn nothing_recorded(profile: &Path) -> ExitCode {
 
 /// An error and its causes as one line.
 pub fn error_line(error: &anyhow::Error) -> String {
+    format!("alloctrace: {}", error_text(error))
+}
+
+fn error_text(error: &anyhow::Error) -> String {
     let causes: Vec<String> = error.chain().map(|cause| lower_case(&cause.to_string())).collect();
-    format!("alloctrace: {}", text::visible(&causes.join(": ")))
+    text::visible(&causes.join(": ")).into_owned()
 }
 
 /// The system's own messages start with a capital letter and libraries' may end in a full stop; ours do not.

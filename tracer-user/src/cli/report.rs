@@ -6,9 +6,12 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{load, nothing_recorded, values};
+use super::{
+    load, nothing_recorded,
+    values::{self, Format},
+};
 use crate::output::{
     self,
     aggregate::{By, aggregate},
@@ -35,16 +38,6 @@ pub struct Arguments {
     /// Print at most that many rows [default: 30 in a table, else all]
     #[arg(long, value_name = "N")]
     top: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// For people: human units, shortened names
-    Table,
-    /// For programs: everything that is known of the recording
-    Json,
-    /// For spreadsheets
-    Csv,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {

@@ -3,7 +3,7 @@
 //! It must not know what verbs do with them.
 
 use clap::{
-    Args,
+    Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 
@@ -11,6 +11,17 @@ use crate::{
     output::{Options, aggregate::By},
     profile::{Metric, Profile, Unit},
 };
+
+/// `--format`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// For people: human units, shortened names
+    Table,
+    /// For programs: everything that is known
+    Json,
+    /// For spreadsheets
+    Csv,
+}
 
 /// `--metric` and `--unit`.
 #[derive(Debug, Clone, Copy, Args)]

@@ -61,7 +61,7 @@ fn write_row(report: &Report<'_>, texts: &[String], row: &Row<'_>, writer: &mut 
 }
 
 /// A field in quotes where it needs them. What a spreadsheet would take for a formula gets a `'` before it.
-fn quoted(name: &str) -> Cow<'_, str> {
+pub fn quoted(name: &str) -> Cow<'_, str> {
     let mut text = visible(name);
     if text.starts_with(['=', '+', '-', '@']) {
         text = Cow::Owned(format!("'{text}"));

@@ -88,6 +88,14 @@ pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) ->
         rows: report.rows[..shown].iter().map(|row| json_row(report, &texts, row)).collect(),
         rows_omitted: report.rows.len() - shown,
     };
+    write_document(&document, writer)
+}
+
+/// Writes any document with every character escaped that could steer a terminal.
+///
+/// # Errors
+/// When writing fails.
+pub fn write_document(document: &impl Serialize, writer: &mut dyn Write) -> Result<(), OutputError> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut *writer, Terminal::default());
     document.serialize(&mut serializer).map_err(|source| OutputError::Write(source.into()))?;
     writeln!(writer).map_err(OutputError::Write)

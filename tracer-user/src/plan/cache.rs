@@ -19,6 +19,8 @@ use super::{InterpreterPlan, Plan, PlanError, PointKind, Register, plan_interpre
 const FORMAT: u32 = 5;
 /// A plan of 254 points takes about 40 KB; anything longer is not ours.
 const LONGEST_ENTRY: u64 = 4 << 20;
+/// What an interpreter's entries are called by.
+const INTERPRETER: &str = "interpreter";
 /// Build ids are 20 bytes with GNU ld and 8 or 16 with others; a longer one would make a long file name.
 const LONGEST_BUILD_ID: usize = 64;
 
@@ -47,9 +49,28 @@ impl PlanCache {
         }
     }
 
+    /// Where the plans lie; the directory may not exist yet.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether a plan could be stored; leaves an empty directory behind, and nothing else.
+    ///
+    /// # Errors
+    /// What keeps it from being stored.
+    pub fn check(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        tempfile::NamedTempFile::new_in(&self.directory).map(drop)
+    }
+
+    /// The plan of an interpreter if it is in the cache: what does not take long.
+    pub fn known_interpreter(&self, file: &[u8]) -> Option<InterpreterPlan> {
+        self.load(&Key::of(file, INTERPRETER).ok()??)
+    }
+
     /// The plan of an interpreter: from the cache, or made and stored.
     pub fn interpreter(&self, file: &[u8]) -> Result<InterpreterPlan, PlanError> {
-        self.find_or_make(file, "interpreter", plan_interpreter)
+        self.find_or_make(file, INTERPRETER, plan_interpreter)
     }
 
     /// The plan of a file with an allocator: from the cache, or made and stored.

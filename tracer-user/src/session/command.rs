@@ -138,14 +138,16 @@ impl Child {
         Ok(())
     }
 
-    /// Holds it once more when it leaves by `_exit`, while its memory can still be read.
+    /// Holds it once more when it leaves, while its memory can still be read: at `_Exit`. In glibc that is another name of `_exit`
+    /// (posix/_exit.c); in musl `exit` calls `_Exit`, and so does `_exit` (src/exit/exit.c, src/unistd/_exit.c).
     pub fn hold_at_exit(&mut self, kernel: &mut Kernel, target: &Target) -> Result<(), SessionError> {
         self.entry = None;
         let Some(MappedFile { path, .. }) = &target.c_library else { return Ok(()) };
         let Ok(bytes) = fs::read(path) else { return Ok(()) };
-        let offset = Elf::parse(&bytes)
-            .ok()
-            .and_then(|elf| elf.symbol("_exit").and_then(|symbol| elf.offset_of(symbol.address)));
+        let offset = Elf::parse(&bytes).ok().and_then(|elf| {
+            let symbol = elf.symbol("_Exit").or_else(|| elf.symbol("_exit"))?;
+            elf.offset_of(symbol.address)
+        });
         if let Some(offset) = offset {
             self.exit = Some(self.hold_at(kernel, path, offset)?);
         }

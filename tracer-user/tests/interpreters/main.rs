@@ -8,6 +8,7 @@ mod lines;
 mod pools;
 mod stacks;
 mod support;
+mod survey;
 mod walk;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "layout", check: layout::check, applies: |i| i.headers.is_some() },
     Comparison { name: "lines", check: lines::check, applies: |_| true },
     Comparison { name: "stacks", check: stacks::check, applies: |_| true },
+    Comparison { name: "survey", check: survey::check, applies: |_| true },
     Comparison { name: "walk", check: walk::check, applies: |_| true },
     Comparison { name: "pools_small", check: pools::check_small, applies: |_| true },
     Comparison { name: "pools_large", check: pools::check_large, applies: |_| true },

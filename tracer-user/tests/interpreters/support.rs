@@ -72,7 +72,11 @@ fn probe(python: &Path) -> Option<Result<Interpreter>> {
         // `bin/SUITE-pythonVERSION`, and its root is `SUITE`.
         Some(script) => {
             let suite = script.file_name()?.to_str()?.split_once('-')?.0;
-            ("debian", unpacked_folder().join(suite))
+            match suite {
+                // That is built here against musl and runs where it is.
+                "musl" => ("musl", PathBuf::from("/")),
+                suite => ("debian", unpacked_folder().join(suite)),
+            }
         }
         None if python.starts_with("/usr") => ("system", PathBuf::from("/")),
         None => ("pyenv", PathBuf::from("/")),

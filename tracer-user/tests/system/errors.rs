@@ -107,7 +107,7 @@ fn command_of_an_unsupported_version() -> Result<()> {
 }
 
 /// The binary where everybody may run it, and a folder where everybody may write.
-fn for_everybody() -> Result<(tempfile::TempDir, std::path::PathBuf)> {
+pub fn for_everybody() -> Result<(tempfile::TempDir, std::path::PathBuf)> {
     let folder = folder()?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
     let binary = folder.path().join("alloctrace");

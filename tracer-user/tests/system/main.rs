@@ -12,8 +12,10 @@ mod kernel;
 mod limits;
 mod mallocs;
 mod outputs;
+mod results;
 mod services;
 mod support;
+mod survey;
 mod threads;
 mod truth;
 
@@ -83,8 +85,10 @@ fn main() -> ExitCode {
         threads::TESTS,
         outputs::TESTS,
     ];
-    for Test { name, check, runs_here } in
-        tests.into_iter().chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS]).flatten()
+    for Test { name, check, runs_here } in tests
+        .into_iter()
+        .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
+        .flatten()
     {
         let ignored = !able || !runs_here();
         match *check {

@@ -72,6 +72,11 @@ fn unpacked() -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
+/// The one that is built against musl stands beside those scripts, by its own name.
+fn is_musl(python: &Path) -> bool {
+    python.file_name().is_some_and(|name| name.to_string_lossy().starts_with("musl-"))
+}
+
 fn probe(python: &Path) -> Option<Interpreter> {
     let program = "import sys; print(sys.version_info[1], sys.version.split()[0], hasattr(sys, '_is_gil_enabled') and not sys._is_gil_enabled())";
     let output = Command::new(python).args(["-E", "-s", "-c", program]).output().ok()?;
@@ -80,6 +85,7 @@ fn probe(python: &Path) -> Option<Interpreter> {
     let [minor, version, free_threaded] = text.trim().splitn(3, ' ').collect::<Vec<_>>().try_into().ok()?;
     let origin = match python {
         python if python.starts_with("/usr") => "system",
+        python if is_musl(python) => "musl",
         python if python.ends_with(Path::new("pythons/bin").join(python.file_name()?)) => "debian",
         _ => "pyenv",
     };

@@ -11,9 +11,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::results::note;
 use crate::support::{Finished, Interpreter, Running, alloctrace, folder, program, record, run, say};
 use crate::{Test, each};
 
@@ -47,7 +48,11 @@ impl Oracle {
     fn new(interpreter: &Interpreter) -> Result<Self> {
         let oracle = Self { python: interpreter.python.clone(), folder: folder()?, switch: String::new() };
         let mut compiler = Command::new("cc");
-        compiler.args(["-O1", "-shared", "-fPIC", "-o"]).arg(oracle.library()).arg(program("frame_list.c"));
+        // Without a C library: it calls none, and the interpreter's may be another than the compiler's.
+        compiler
+            .args(["-O1", "-shared", "-fPIC", "-nostdlib", "-o"])
+            .arg(oracle.library())
+            .arg(program("frame_list.c"));
         run(compiler)?
             .succeeded()
             .context("cannot build frame_list.c; it takes a C compiler: `cargo xtask setup`")?;
@@ -164,6 +169,8 @@ fn lines_agree_with_tracemalloc(interpreter: &Interpreter) -> Result<()> {
         "{}: {n_equal} of {n_lines} lines of {seeds} programs are equal to the byte",
         interpreter.label
     ));
+    let measured = json!({"lines": n_lines, "equal_lines": n_equal});
+    note(interpreter, measured.as_object().context("no object")?)?;
     let shown: Vec<&str> = wrong.iter().take(SHOWN).map(String::as_str).collect();
     ensure!(wrong.is_empty(), "{} of {n_lines} lines disagree; {}", wrong.len(), shown.join("; "));
     ensure!(n_lines >= 20, "only {n_lines} lines held memory: the programs are no test");

@@ -113,6 +113,17 @@ impl PrivateApt {
         Self::with(sources, &[suite], None, folder)
     }
 
+    /// The same with the suite's source packages.
+    pub fn with_sources(sources: &Sources, suite: &str, folder: &Path) -> Result<Self> {
+        let apt = Self::new(sources, suite, folder)?;
+        let path = folder.join("sources.list");
+        let failed = || format!("failed to write `{}`", path.display());
+        let lines = fs::read_to_string(&path).with_context(failed)?;
+        let more = lines.replace("deb [", "deb-src [");
+        fs::write(&path, lines + &more).with_context(failed)?;
+        Ok(apt)
+    }
+
     /// The same for several suites, and for another architecture than the machine's.
     pub fn with(
         sources: &Sources,
@@ -218,6 +229,13 @@ impl PrivateApt {
             runner.output(&command.directory(folder))?;
         }
         Ok(files)
+    }
+
+    /// Download the upstream archive of a source package into `folder`, unless one is there.
+    pub fn download_source(&self, runner: &impl Runner, source: &str, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
+        let words = ["source", "-qq", "--download-only", "--tar-only", source];
+        runner.output(&self.invocation("apt-get").args(words).directory(folder)).map(drop)
     }
 
     /// Download packages of a suite, unpack the part of each that lies below `part` (`./` for all) into `root`, and keep no archive.
