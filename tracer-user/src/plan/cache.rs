@@ -16,7 +16,7 @@ use super::elf::Elf;
 use super::{InterpreterPlan, Plan, PlanError, PointKind, Register, plan_interpreter, plan_malloc};
 
 /// Raised with every change of the format *or of what the finders find*: an old plan must not outlive them.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 6;
 /// A plan of 254 points takes about 40 KB; anything longer is not ours.
 const LONGEST_ENTRY: u64 = 4 << 20;
 /// Build ids are 20 bytes with GNU ld and 8 or 16 with others; a longer one would make a long file name.

@@ -108,6 +108,9 @@ pub struct Process {
     pub command: String,
     /// Interpreter version such as `3.12.1`.
     pub interpreter: String,
+    /// What its objects came from, such as `pymalloc, then tracemalloc over pymalloc`; empty where it was not looked at.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub allocator: String,
 }
 
 /// Share of true events that were seen, or why that is not known.

@@ -158,7 +158,12 @@ impl<'a> Samples<'a> {
         };
         Ok(*known.entry(labels.pid).or_insert_with(|| {
             let command = "unknown command".to_owned();
-            self.processes.push(Process { pid: labels.pid, command, interpreter: "unknown".to_owned() });
+            self.processes.push(Process {
+                pid: labels.pid,
+                command,
+                interpreter: "unknown".to_owned(),
+                allocator: String::new(),
+            });
             ProcessIndex(self.processes.len() as u32 - 1)
         }))
     }

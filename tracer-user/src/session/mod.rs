@@ -2,11 +2,13 @@
 //!
 //! The only place that knows all stages. It must not know clap, formats or terminals: progress goes to a callback.
 
+mod allocators;
 mod command;
 mod coverage;
 mod recorder;
 mod run;
 mod target;
+mod thread_slot;
 
 use std::ffi::OsString;
 use std::process::ExitStatus;

@@ -67,8 +67,17 @@ impl Recorder {
             pid: traced.target.pid,
             command: traced.target.command.clone(),
             interpreter: traced.target.interpreter.version.to_string(),
+            allocator: String::new(),
         };
         self.processes.push((traced.slot.number, process));
+    }
+
+    /// Says which allocators a process has used.
+    pub fn set_allocator(&mut self, traced: &Traced, allocator: String) {
+        let slot = traced.slot.number;
+        if let Some((_, process)) = self.processes.iter_mut().find(|(number, _)| *number == slot) {
+            process.allocator = allocator;
+        }
     }
 
     fn index_of(&self, slot: u32) -> Option<ProcessIndex> {

@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::allocators::AllocatorWatch;
 use super::command::{Change, Child};
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
 use super::recorder::{Recorder, losses};
@@ -44,10 +45,19 @@ pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<R
 /// A process and the first look at its pools.
 struct Watched {
     traced: Traced,
+    allocators: AllocatorWatch,
     first: Result<Sight, String>,
     from_start: bool,
     tally: Result<Tally, String>,
     running: bool,
+}
+
+impl Watched {
+    fn look_at_allocators(&mut self, observer: &mut impl Observer) {
+        if let Some(line) = self.allocators.look(&self.traced.target) {
+            observer.note(&line);
+        }
+    }
 }
 
 struct Session<'a> {
@@ -107,7 +117,7 @@ impl<'a> Session<'a> {
         come_first();
         let mut descriptors = Vec::new();
         for (target, descriptor) in targets {
-            self.watch(target, false)?;
+            self.watch(target, false, observer)?;
             descriptors.push(Readiness::new(descriptor).map_err(system("watch a process"))?);
         }
         // Before anybody is told that they may: an interrupt from now on ends the recording, and not us.
@@ -198,7 +208,7 @@ impl<'a> Session<'a> {
                 match Target::inspect("/proc".as_ref(), child.id()) {
                     Ok(target) => {
                         child.hold_at_exit(&mut self.kernel, &target)?;
-                        self.watch(target, true)
+                        self.watch(target, true, observer)
                     }
                     // A shell, `env`, a launcher: what it execs may be Python.
                     Err(DiscoverError::NotPython { .. } | DiscoverError::NoProcess { .. }) => Ok(()),
@@ -208,12 +218,17 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            Change::HeldAtExit => self.last_look(),
+            Change::HeldAtExit => self.last_look(observer),
             Change::Ended(_) => Ok(()),
         }
     }
 
-    fn watch(&mut self, target: Target, from_start: bool) -> Result<(), SessionError> {
+    fn watch(
+        &mut self,
+        target: Target,
+        from_start: bool,
+        observer: &mut impl Observer,
+    ) -> Result<(), SessionError> {
         // Slot 0 is no process.
         let number = u16::try_from(self.watched.len() + 1).unwrap_or(u16::MAX);
         let traced = Traced::arm(&mut self.kernel, target, number, self.request.bare)?;
@@ -225,13 +240,18 @@ impl<'a> Session<'a> {
             look(&traced.target, || read_totals(&self.kernel, number))?
         };
         let tally = Err("the process ended before its pools could be read".to_owned());
-        self.watched.push(Watched { traced, first, from_start, tally, running: true });
+        let allocators = AllocatorWatch::new(&traced.target, traced.allocators);
+        let mut watched = Watched { traced, allocators, first, from_start, tally, running: true };
+        watched.look_at_allocators(observer);
+        self.watched.push(watched);
         Ok(())
     }
 
     /// Compares the pools of every process that still runs with what was seen.
-    fn last_look(&mut self) -> Result<(), SessionError> {
+    fn last_look(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         for watched in self.watched.iter_mut().filter(|watched| watched.running) {
+            watched.look_at_allocators(observer);
+            self.recorder.set_allocator(&watched.traced, watched.allocators.text());
             let slot = watched.traced.slot.number;
             let last = look(&watched.traced.target, || read_totals(&self.kernel, slot))?;
             let totals = read_totals(&self.kernel, slot)?;
@@ -249,6 +269,9 @@ impl<'a> Session<'a> {
     }
 
     fn drain(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        for watched in self.watched.iter_mut().filter(|watched| watched.running) {
+            watched.traced.confirm_slot(&mut self.kernel)?;
+        }
         while let Some(record) = self.ring.next() {
             let Some(replaced) = self.recorder.take(&record) else { continue };
             // A command of ours is held and handled when it execs; others are lost from then on.
@@ -273,6 +296,7 @@ impl<'a> Session<'a> {
         for watched in &mut self.watched {
             if watched.running {
                 watched.traced.confirm_pointer(&mut self.kernel)?;
+                watched.look_at_allocators(observer);
             }
             let totals = read_totals(&self.kernel, watched.traced.slot.number)?;
             progress.events += totals.pops + totals.pushes + totals.mallocs + totals.frees;
@@ -286,7 +310,7 @@ impl<'a> Session<'a> {
     /// Disarms everything and makes the profile.
     fn finish(&mut self, observer: &mut impl Observer) -> Result<Option<Profile>, SessionError> {
         if self.started.is_some() {
-            self.last_look()?;
+            self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         for watched in &mut self.watched {
@@ -323,7 +347,12 @@ impl<'a> Session<'a> {
                 Err(reason) => return Coverage::Unmeasured { unmeasured: reason.clone() },
             }
         }
-        sum.coverage()
+        if sum.has_pools() {
+            return sum.coverage();
+        }
+        let used = self.watched.iter().map(|watched| watched.allocators.text()).find(|text| !text.is_empty());
+        let used = used.map_or_else(String::new, |text| format!(" but {text}"));
+        Coverage::Unmeasured { unmeasured: format!("the process does not use pymalloc{used}") }
     }
 }
 

@@ -30,7 +30,12 @@ impl Builder {
 
     pub fn process(&mut self, pid: u32, command: &str) -> ProcessIndex {
         let interpreter = "3.12.1".to_owned();
-        self.profile.processes.push(Process { pid, command: command.to_owned(), interpreter });
+        self.profile.processes.push(Process {
+            pid,
+            command: command.to_owned(),
+            interpreter,
+            allocator: String::new(),
+        });
         ProcessIndex(self.profile.processes.len() as u32 - 1)
     }
 

@@ -75,11 +75,8 @@ fn recording() -> impl Strategy<Value = Recording> {
 }
 
 fn profile() -> impl Strategy<Value = Profile> {
-    let process = (any::<u32>(), text(), text()).prop_map(|(pid, command, interpreter)| Process {
-        pid,
-        command,
-        interpreter,
-    });
+    let process = (any::<u32>(), text(), text(), text())
+        .prop_map(|(pid, command, interpreter, allocator)| Process { pid, command, interpreter, allocator });
     let stack = vec(any::<prop::sample::Index>(), 1..6);
     let domain = prop_oneof![Just(Domain::Pymalloc), Just(Domain::Malloc)];
     let sample = (any::<prop::sample::Index>(), any::<u32>(), domain, stack, values());

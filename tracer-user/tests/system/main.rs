@@ -6,10 +6,12 @@ mod attach;
 mod command;
 mod errors;
 mod exact;
+mod interpreters;
 mod kernel;
 mod limits;
 mod outputs;
 mod support;
+mod switches;
 mod threads;
 mod truth;
 
@@ -69,8 +71,10 @@ fn main() -> ExitCode {
             .with_ignored_flag(!able && !is_ci),
     ];
     let tests = [errors::TESTS, command::TESTS, attach::TESTS, exact::TESTS, threads::TESTS, outputs::TESTS];
-    for Test { name, check, runs_here } in
-        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS]).flatten()
+    for Test { name, check, runs_here } in tests
+        .into_iter()
+        .chain([kernel::TESTS, limits::TESTS, truth::TESTS, switches::TESTS, interpreters::TESTS])
+        .flatten()
     {
         let ignored = !able || !runs_here();
         match *check {
