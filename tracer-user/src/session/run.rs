@@ -251,7 +251,6 @@ impl<'a> Session<'a> {
     fn last_look(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         for watched in self.watched.iter_mut().filter(|watched| watched.running) {
             watched.look_at_allocators(observer);
-            self.recorder.set_allocator(&watched.traced, watched.allocators.text());
             let slot = watched.traced.slot.number;
             let last = look(&watched.traced.target, || read_totals(&self.kernel, slot))?;
             let totals = read_totals(&self.kernel, slot)?;
@@ -271,6 +270,10 @@ impl<'a> Session<'a> {
     fn drain(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         for watched in self.watched.iter_mut().filter(|watched| watched.running) {
             watched.traced.confirm_slot(&mut self.kernel)?;
+            // A short program may have ended by the next tick.
+            if watched.allocators.text().is_empty() {
+                watched.look_at_allocators(observer);
+            }
         }
         while let Some(record) = self.ring.next() {
             let Some(replaced) = self.recorder.take(&record) else { continue };
@@ -314,6 +317,7 @@ impl<'a> Session<'a> {
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         for watched in &mut self.watched {
+            self.recorder.set_allocator(&watched.traced, watched.allocators.text());
             watched.traced.disarm();
         }
         self.drain(observer)?;

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::support::{
-    Asked, Finished, Interpreter, Running, amount, folder, interrupt, load, program, record, run, say,
-    size_class, target, tracer,
+    Asked, Finished, Interpreter, Running, amount, debug_builds, folder, interrupt, load, program, record,
+    run, say, size_class, target, tracer,
 };
-use crate::{Test, each};
+use crate::{Test, each, once};
 
 pub const TESTS: &[Test] = &[
     each("switches::debug_hooks", debug_hooks),
@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     each("switches::tracemalloc_started_meanwhile", tracemalloc_started_meanwhile),
     each("switches::another_allocator", another_allocator),
     each("switches::foreign_threads", foreign_threads),
+    once("switches::builds_with_debug_checks", builds_with_debug_checks)
+        .only_if(|| !debug_builds().is_empty()),
 ];
 
 const NONE: [&str; 0] = [];
@@ -56,6 +58,27 @@ fn debug_hooks(interpreter: &Interpreter) -> Result<()> {
     }
     let (profile, _) = record_with(interpreter, "pymalloc", "exact.py")?;
     uses(&profile, "pymalloc")
+}
+
+/// `--with-pydebug`: assertions between the instructions, debug hooks unless they are turned off.
+fn builds_with_debug_checks() -> Result<()> {
+    for interpreter in debug_builds() {
+        for (setting, allocator) in
+            [("pymalloc_debug", "debug hooks over pymalloc"), ("pymalloc", "pymalloc")]
+        {
+            let (profile, finished) = record_with(&interpreter, setting, "mixed.py")?;
+            uses(&profile, allocator)?;
+            ensure!(!finished.stderr.contains("no place that opens pools"), "{}", finished.stderr);
+            let asked = Asked(&profile);
+            let (allocations, frees) = asked.coverage()?;
+            say(&format!(
+                "{} debug build, {setting}: {allocations:.6} of allocations, {frees:.6} of frees",
+                interpreter.label
+            ));
+            asked.is_whole()?;
+        }
+    }
+    Ok(())
 }
 
 /// Nothing of pymalloc's is there to be measured; all blocks are malloc's, and right.
