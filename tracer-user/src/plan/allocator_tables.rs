@@ -111,17 +111,22 @@ fn follow<'data, C: Code<'data>>(code: &mut C, mut path: Path, others: &mut Vec<
     None
 }
 
-/// The first of two words that were loaded from places side by side, where that is at an address of the file's own.
+/// The first of two words that were loaded from places side by side. The word that the function loads first must be one of them, or lead to
+/// them: an inlined pymalloc asks the raw domain's table later on, for what it does not serve itself.
 fn neighbours(machine: &Machine, last: Option<Value>) -> Option<TablePlace> {
     let origins = machine.origins();
     let loaded = machine.cells().iter().filter(|cell| cell.size == 8);
     let loaded = loaded.filter(|cell| origins.loaded_from(cell.value) == Some(cell.address));
     let addresses: Vec<Value> = loaded.map(|cell| cell.address).chain(last).collect();
-    let first = addresses.iter().find(|address| addresses.contains(&address.plus(FUNCTION)))?;
-    if let Some(address) = first.number() {
-        return Some(TablePlace::Fixed(address.cast_unsigned()));
-    }
-    let base = Value { offset: 0, ..*first };
-    let pointer = origins.loaded_from(base)?.number()?.cast_unsigned();
-    Some(TablePlace::Behind { pointer, offset: first.offset })
+    let earliest = addresses.iter().find_map(|address| address.number())?;
+    let pairs = addresses.iter().filter(|address| addresses.contains(&address.plus(FUNCTION)));
+    pairs.copied().find_map(|first| {
+        if let Some(address) = first.number() {
+            let has_earliest = [address, address.wrapping_add(FUNCTION)].contains(&earliest);
+            return has_earliest.then_some(TablePlace::Fixed(address.cast_unsigned()));
+        }
+        let pointer = origins.loaded_from(Value { offset: 0, ..first })?.number()?;
+        let pointer = (pointer == earliest).then_some(pointer.cast_unsigned())?;
+        Some(TablePlace::Behind { pointer, offset: first.offset })
+    })
 }
