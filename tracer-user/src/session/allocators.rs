@@ -3,11 +3,12 @@
 //! Why: probes on pymalloc see nothing of a process that does not use it, and a program may change its allocator at any time. It is
 //! said, never guessed. A look costs six reads of eight bytes; only a change is interpreted.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::census::allocators::{TableAddresses, TableWords, interpret, mapping_of, read_words};
 use crate::discover::Target;
 use crate::discover::memory::{Mapping, ProcessMemory, ReadMemory as _, mappings};
+use crate::discover::target::path_of;
 use crate::plan::elf::Elf;
 use crate::plan::{AllocatorTables, FileOffset, TablePlace};
 
@@ -90,8 +91,7 @@ fn name_of(pid: u32, mapped: &[Mapping], function: u64) -> String {
     };
     let file = mapping.name.rsplit('/').next().unwrap_or_default();
     let offset = function - mapping.start + mapping.offset;
-    let path: PathBuf =
-        [PROC, &pid.to_string(), "root", mapping.name.trim_start_matches('/')].iter().collect();
+    let path = path_of(&Path::new(PROC).join(pid.to_string()), mapping);
     let symbol = std::fs::read(path).ok().and_then(|bytes| {
         let elf = Elf::parse(&bytes).ok()?;
         elf.function_at(elf.address_of(FileOffset(offset))?)
