@@ -116,6 +116,8 @@ pub struct Layout {
     pub pid: u32,
     /// Address of the pointer to the running thread's state; 0: this process has no interpreter.
     pub thread_state_pointer: u64,
+    /// From what `pthread_self` returns to the thread's own `_Py_tss_tstate` (3.12 and later); 0: not known.
+    pub thread_slot: i64,
     /// All ones where the frame's instruction is a pointer, from which the code object's address is taken; 0 where it is
     /// `f_lasti` (3.10 and before). A mask and not a flag: the compiler would make two loops of a flag.
     pub instruction_base: u64,

@@ -146,6 +146,18 @@ impl Visitor for Identity<'_> {
     }
 }
 
+/// The state that the running thread itself says it has, or 0: it is attached to no interpreter, or the place is not known.
+///
+/// `_Py_tss_tstate` is set while a thread is attached to an interpreter, which takes that interpreter's lock, and null otherwise (Python/pystate.c,
+/// `current_fast_set` and `current_fast_clear`). So it is right where several interpreters have a lock each, and the holder of one is not.
+#[inline(always)]
+pub fn own_thread_state<M: Memory>(memory: &M, layout: &Layout, own_ident: u64) -> u64 {
+    if layout.thread_slot == 0 || own_ident == 0 {
+        return 0;
+    }
+    memory.word_or_zero(own_ident.wrapping_add_signed(layout.thread_slot))
+}
+
 /// The state of a thread that is known to hold the interpreter lock, as every user of pymalloc must.
 #[inline(always)]
 pub fn locked_thread_state<M: Memory>(memory: &M, layout: &Layout) -> Result<u64, u32> {

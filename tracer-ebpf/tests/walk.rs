@@ -9,7 +9,8 @@ use tracer_ebpf::cell::Cell;
 use tracer_ebpf::memory::{CONSTANT_WORDS, Memory, WIDE_BYTES, Wide};
 use tracer_ebpf::tables::Generations;
 use tracer_ebpf::walk::{
-    Identity, Start, Visited, Visitor, innermost, locked_thread_state, thread_state, walk, walk_part,
+    Identity, Start, Visited, Visitor, innermost, locked_thread_state, own_thread_state, thread_state, walk,
+    walk_part,
 };
 
 /// Words by address; what is not there cannot be read.
@@ -413,6 +414,21 @@ fn the_state_is_the_running_threads_own() {
     // A state that was freed, or that is another thread's by now.
     assert_eq!(choose(0, 0x66_0000, OWN), foreign);
     assert_eq!(choose(0, STATE_OF_OTHER, OWN), foreign);
+}
+
+/// Interpreters with a lock each: the thread's own word decides, whoever holds the main interpreter's lock.
+#[test]
+fn a_threads_own_word_comes_first() {
+    let slot = -24_i64;
+    let layout = Layout { thread_slot: slot, ..Shape::Owner.layout() };
+    let mut image = two_threads(STATE_OF_OTHER);
+    assert_eq!(own_thread_state(&image, &layout, OWN), 0, "memory that is not there");
+    image.set(OWN.wrapping_add_signed(slot), 0);
+    assert_eq!(own_thread_state(&image, &layout, OWN), 0, "a thread that is detached");
+    image.set(OWN.wrapping_add_signed(slot), 0x44_0000);
+    assert_eq!(own_thread_state(&image, &layout, OWN), 0x44_0000);
+    assert_eq!(own_thread_state(&image, &layout, 0), 0, "a thread without a pointer");
+    assert_eq!(own_thread_state(&image, &Shape::Owner.layout(), OWN), 0, "a place that is not known");
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn find(words: &[u32]) -> InterpreterPlan {
 /// Finds exactly these, by the index of the instruction that carries the probe.
 #[track_caller]
 fn accepts(words: &[u32], expected: &[(u64, PointKind)]) {
-    let InterpreterPlan { plan, checks } = find(words);
+    let InterpreterPlan { plan, checks, .. } = find(words);
     let found: Vec<_> = plan.points.iter().map(|point| ((point.offset.0 - BASE) / 4, point.kind)).collect();
     assert_eq!(found, expected, "{checks:?}");
     assert!(!checks.notes.iter().any(|note| matches!(note, PlanNote::Unprobed { .. })), "{checks:?}");

@@ -150,7 +150,7 @@ fn compare_if_known(label: &str, suite: &str, file: &[u8], said: &str) -> Result
 
 /// What must be true of any whole pymalloc that gcc has built, whatever its version.
 fn self_check(file: &[u8], least_pops: usize) -> Result<(), Failed> {
-    let InterpreterPlan { plan, checks } = plan_interpreter(file).map_err(|error| error.to_string())?;
+    let InterpreterPlan { plan, checks, .. } = plan_interpreter(file).map_err(|error| error.to_string())?;
     if checks.cold_callers != Some(checks.pops) || checks.pops < least_pops || checks.pushes == 0 {
         return Err(format!("the figures do not fit together: {checks:?}").into());
     }

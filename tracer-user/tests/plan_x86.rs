@@ -13,6 +13,7 @@ const RDX: Register = Register(2);
 const RBX: Register = Register(3);
 const RSP: Register = Register(4);
 const RBP: Register = Register(5);
+const RDI: Register = Register(7);
 const R12: Register = Register(12);
 
 fn held(register: Register, displacement: i8) -> Operand {
@@ -206,6 +207,28 @@ fn trusts_the_pool_mask_where_addresses_cannot_be_compared() {
     });
 }
 
+/// The debug hooks' free in Debian's 3.11: `memset` returns the block in `rax`, its address behind the hooks' header is in `rbx`, and the
+/// radix tree is asked between the mask and the load.
+#[test]
+fn finds_push_far_behind_its_mask() {
+    accepts(&push(held(RDI, 0)), |code| {
+        code.op(|a| a.mov(rdi, rax));
+        code.op(|a| a.mov(rax, rdi));
+        code.op(|a| a.and(rax, -0x4000));
+        for _ in 0..24 {
+            code.op(|a| a.mov(rsi, rdi));
+        }
+        code.op(|a| a.mov(rcx, qword_ptr(rax + 8)));
+        code.op(|a| a.mov(qword_ptr(rbx - 16), rcx));
+        code.op(|a| a.mov(esi, dword_ptr(rax)));
+        code.op(|a| a.mov(qword_ptr(rax + 8), rdi));
+        code.op(|a| a.lea(edx, dword_ptr(rsi - 1)));
+        code.op(|a| a.mov(dword_ptr(rax), edx));
+        code.op(|a| a.test(rcx, rcx));
+        code.probe();
+    });
+}
+
 #[test]
 fn reports_the_pool_size() {
     let found = find(|code| {
@@ -298,6 +321,37 @@ fn finds_inlined_pool_opening() {
         code.mark();
         code.op(|a| a.mov(rax, qword_ptr(rdx)));
         code.op(|a| a.mov(qword_ptr(rcx + 8), rax));
+    });
+}
+
+/// Builds with assertions test the old free list's head (`assert(bp != NULL)`, `allocate_from_new_pool`): Debian's debug builds.
+#[test]
+fn finds_inlined_pool_opening_with_an_assertion() {
+    let cold = |block, pool| PointKind::NewPoolBranch { block, pool };
+    let expected = [
+        PointKind::Pop { block: held(RAX, 0), pool: RCX },
+        cold(held(RCX, 48), RCX),
+        cold(held(RDX, 0), RCX),
+    ];
+    accepts(&expected, |code| {
+        gcc_pop(code);
+        code.op(|a| a.mov(dword_ptr(rcx), 1));
+        code.op(|a| a.cmp(dword_ptr(rcx + 0x24), ebx));
+        let (mut reuse, mut failed) = (code.label(), code.label());
+        code.op(|a| a.je(reuse));
+        code.op(|a| a.mov(dword_ptr(rcx + 0x24), ebx));
+        code.mark();
+        code.op(CodeAssembler::ret);
+        code.place(&mut reuse);
+        code.op(|a| a.mov(rdx, qword_ptr(rcx + 8)));
+        code.op(|a| a.test(rdx, rdx));
+        code.op(|a| a.je(failed));
+        code.mark();
+        code.op(|a| a.mov(rax, qword_ptr(rdx)));
+        code.op(|a| a.mov(qword_ptr(rcx + 8), rax));
+        code.op(CodeAssembler::ret);
+        code.place(&mut failed);
+        code.op(CodeAssembler::ud2);
     });
 }
 

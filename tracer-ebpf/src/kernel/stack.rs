@@ -8,7 +8,9 @@ use tracer_ebpf::abi::{Cookie, Layout, MAX_FRAMES, end};
 use tracer_ebpf::account::{AccountId, Books, add};
 use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::tables::{Settings, Tables as _, Thread, Totals};
-use tracer_ebpf::walk::{Identity, Start, innermost, locked_thread_state, thread_state, walk_part};
+use tracer_ebpf::walk::{
+    Identity, Start, innermost, locked_thread_state, own_thread_state, thread_state, walk_part,
+};
 
 use super::maps::{DEFINE, KernelTables, globals, layout, own_thread, programs, settings, totals};
 use super::memory::{UserMemory, thread_self};
@@ -74,12 +76,15 @@ impl Event {
     pub fn stack_start(&self, thread: Option<&Thread>, locked: bool) -> Start {
         let layout = self.layout;
         let proved = thread.map_or(0, |thread| thread.thread_state.load());
-        let state = if locked {
-            locked_thread_state(&UserMemory, layout)
-        } else {
+        let mut own = 0;
+        if !locked || layout.thread_slot != 0 {
             let offset = self.settings.thread_pointer_offset.load();
-            let own = thread_self(offset, u64::from(layout.thread_self_distance));
-            thread_state(&UserMemory, layout, proved, own)
+            own = thread_self(offset, u64::from(layout.thread_self_distance));
+        }
+        let state = match own_thread_state(&UserMemory, layout, own) {
+            0 if locked => locked_thread_state(&UserMemory, layout),
+            0 => thread_state(&UserMemory, layout, proved, own),
+            state => Ok(state),
         };
         match state {
             Err(reason) => Start { frame: 0, reason },

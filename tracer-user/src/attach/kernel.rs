@@ -311,6 +311,13 @@ impl Kernel {
         self.maps.get(name).and_then(map_descriptor).ok_or_else(|| missing(name))
     }
 
+    /// Whether events of process slot `slot` count.
+    pub fn is_active(&self, slot: u32) -> Result<bool, AttachError> {
+        let [first, ..]: [u64; size_of::<Layout>() / 8] = self.words("LAYOUTS", slot)?;
+        // `active` is the first half of the first word.
+        Ok(first as u32 != 0)
+    }
+
     /// Tells the kernel half how to read process slot `slot`.
     pub fn set_layout(&mut self, slot: u32, layout: &Layout) -> Result<(), AttachError> {
         let mut layout = *layout;

@@ -6,9 +6,10 @@ use tracer_ebpf::memory::WIDE_BYTES;
 use crate::discover::Target;
 use crate::discover::layout::{FrameSource, InstructionKind, InterpreterLayout};
 
-/// The layout of a process. `thread_state_pointer` is the address of the pointer to the running thread's state.
+/// The layout of a process. `thread_state_pointer` is the address of the pointer to the running thread's state, `thread_slot` the distance
+/// from `pthread_self` to each thread's own, 0 where that is not known.
 #[must_use]
-pub fn kernel_layout(target: &Target, thread_state_pointer: u64) -> Layout {
+pub fn kernel_layout(target: &Target, thread_state_pointer: u64, thread_slot: i64) -> Layout {
     let row = &target.interpreter.layout;
     let (thread_frame, has_cframe, cframe_frame) = match row.thread_state.frame {
         FrameSource::Direct(offset) => (offset, 0, 0),
@@ -18,6 +19,7 @@ pub fn kernel_layout(target: &Target, thread_state_pointer: u64) -> Layout {
         active: 1,
         pid: target.pid,
         thread_state_pointer,
+        thread_slot,
         thread_frame,
         has_cframe,
         cframe_frame,

@@ -1,6 +1,7 @@
 //! The census: what a process's memory holds, read from outside, with no probe.
 //!
 //! Pure readers over [`crate::discover::memory`]. It must not know probes, the account or outputs.
+pub mod allocators;
 pub mod arenas;
 mod header;
 pub mod pools;

@@ -254,7 +254,7 @@ fn mapped_files(proc_root: &Path, pid: u32, mapped: &[Mapping]) -> Vec<(MappedFi
 /// A path that leads to the mapped file from here. Names in `maps` count from the target's root where that is the root of a mount
 /// namespace, as in a container, and from ours where it is not (`d_path` and `prepend_path` in fs/d_path.c): after a plain `chroot`. The
 /// link in `map_files` leads to the very file in any case, but reading it takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
-pub(super) fn path_of(folder: &Path, mapping: &Mapping) -> PathBuf {
+pub(crate) fn path_of(folder: &Path, mapping: &Mapping) -> PathBuf {
     let link = folder.join("map_files").join(format!("{:x}-{:x}", mapping.start, mapping.end));
     if mapping.name.ends_with(" (deleted)") {
         return link;

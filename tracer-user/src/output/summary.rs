@@ -29,7 +29,12 @@ pub fn lines(profile: &Profile) -> Vec<String> {
         |percent| format!("cost {percent:.1} % of the target's time"),
     );
     let mut lines = vec![
-        format!("{} events in {seconds:.1} s from {}", text::count(recording.events), processes(profile)),
+        format!(
+            "{} events in {seconds:.1} s from {}{}",
+            text::count(recording.events),
+            processes(profile),
+            allocators(profile)
+        ),
         totals.join("; "),
         format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
     ];
@@ -65,6 +70,16 @@ pub fn difference_title(profile: &Profile, base: &Profile, metric: Metric, unit:
     let sign = if after >= before { '+' } else { '-' };
     let change = human(after.abs_diff(before));
     format!("{}: {} to {} ({sign}{change})", describe(metric), human(before), human(after))
+}
+
+/// What objects came from, where that was not pymalloc all the time.
+fn allocators(profile: &Profile) -> String {
+    let mut all: Vec<&str> = profile.processes.iter().map(|process| &*process.allocator).collect();
+    all.retain(|allocator| !matches!(*allocator, "" | "pymalloc"));
+    all.sort_unstable();
+    all.dedup();
+    let all: Vec<_> = all.into_iter().map(text::visible).collect();
+    if all.is_empty() { String::new() } else { format!("; objects came from {}", all.join("; ")) }
 }
 
 /// Who was recorded, and how far the figures can be trusted.

@@ -195,6 +195,16 @@ impl<'data> Elf<'data> {
         })
     }
 
+    /// The name of the function that holds `address`, where the file has symbols.
+    pub fn function_at(&self, address: u64) -> Option<String> {
+        let symbols = self.file.dynamic_symbols().chain(self.file.symbols());
+        let functions =
+            symbols.filter(|symbol| symbol.is_definition() && symbol.kind() == object::SymbolKind::Text);
+        let holds = |start: u64, size: u64| address >= start && address - start < size.max(1);
+        let mut found = functions.filter(|symbol| holds(symbol.address(), symbol.size()));
+        found.find_map(|symbol| symbol.name().ok().map(str::to_owned))
+    }
+
     /// Function extents from `.eh_frame`, which stripping keeps; sorted, empty where there is none.
     pub fn functions(&self) -> Vec<FunctionExtent> {
         let mut extents = Vec::new();

@@ -5,8 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::allocator_tables::{AllocatorTables, find_tables};
 use super::elf::{Elf, FunctionExtent, extent_of};
 use super::finder::{ColdSite, Findings, InstructionSet, References, Site, Verdict, find, references};
+use super::thread_slot::{ThreadSlot, find_slot};
 use super::{FileOffset, Plan, Point, PointKind};
 
 /// An interpreter's probe points and what speaks for or against them.
@@ -16,6 +18,10 @@ pub struct InterpreterPlan {
     pub plan: Plan,
     /// The checks.
     pub checks: InterpreterChecks,
+    /// Where it keeps its tables of allocators.
+    pub allocators: AllocatorTables,
+    /// Where a thread's state is found, if not by the lock's holder.
+    pub thread_slot: Option<ThreadSlot>,
 }
 
 /// Figures of one search.
@@ -108,7 +114,12 @@ pub fn plan_interpreter<Set: InstructionSet>(elf: &Elf<'_>) -> InterpreterPlan {
     judge(&mut checks);
     points.sort_by_key(|point| point.offset);
     points.dedup();
-    InterpreterPlan { plan: Plan { points }, checks }
+    InterpreterPlan {
+        plan: Plan { points },
+        checks,
+        allocators: find_tables::<Set>(elf),
+        thread_slot: find_slot(elf),
+    }
 }
 
 fn take_site(elf: &Elf<'_>, site: &Site, points: &mut Vec<Point>, checks: &mut InterpreterChecks) {

@@ -3,18 +3,22 @@
 //! Pure: bytes in, [`Plan`] out. It must not know processes, kernels or probes that are already there.
 
 mod aarch64;
+mod allocator_tables;
 pub mod cache;
 pub mod elf;
 mod finder;
 mod interpreter;
 mod malloc;
 mod thread_self;
+mod thread_slot;
 mod x86;
 
+pub use allocator_tables::{AllocatorTables, TablePlace};
 pub use finder::Verdict;
 pub use interpreter::{InterpreterChecks, InterpreterPlan, PlanNote};
 pub use malloc::Families;
 pub use thread_self::{ThreadSelfError, thread_self_distance};
+pub use thread_slot::ThreadSlot;
 
 use serde::{Deserialize, Serialize};
 

@@ -120,6 +120,9 @@ pub struct Process {
     /// Memory of the process that the recording knows it could not see, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<String>,
+    /// What its objects came from, such as `pymalloc, then tracemalloc over pymalloc`; empty where it was not looked at.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub allocator: String,
 }
 
 /// A process that was found by itself, and what is missing of it.

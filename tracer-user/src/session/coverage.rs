@@ -119,6 +119,8 @@ pub struct Tally {
     pushes: f64,
     missed_pushes: f64,
     uncertain: f64,
+    /// Blocks in use at either moment.
+    blocks: f64,
 }
 
 impl Tally {
@@ -142,6 +144,7 @@ impl Tally {
             missed_pushes: (totals.repeated_pops as f64).max((pops - pushes) - grown),
             // The midpoint is at most half of what happened away from the moment of each pool's reading.
             uncertain: (from.moved + to.moved) as f64 / 2.0,
+            blocks: (from.blocks + to.blocks) as f64,
         }
     }
 
@@ -153,7 +156,13 @@ impl Tally {
             pushes: self.pushes + other.pushes,
             missed_pushes: self.missed_pushes + other.missed_pushes,
             uncertain: self.uncertain + other.uncertain,
+            blocks: self.blocks + other.blocks,
         }
+    }
+
+    /// Whether there is anything of pymalloc's that could have been measured.
+    pub fn has_pools(self) -> bool {
+        self.pops + self.pushes + self.blocks > 0.0
     }
 
     /// As shares; `unmeasured_processes`: how many are not in it.
@@ -220,6 +229,15 @@ mod tests {
         let to = Sight { blocks: 100, pops: 10, pushes: 410, moved: 0 };
         let totals = Totals { unknown_pushes: 400, ..Totals::default() };
         assert_eq!(measured(from, to, totals, false), (1.0, 1.0));
+    }
+
+    /// `PYTHONMALLOC=malloc`: no events and no pools are no coverage.
+    #[test]
+    fn a_process_without_pools_has_no_coverage() {
+        let nothing = Tally::of(NOTHING_YET, NOTHING_YET, &Totals::default(), true);
+        assert!(!nothing.has_pools());
+        let idle = Sight { blocks: 3, pops: 0, pushes: 0, moved: 0 };
+        assert!(nothing.plus(Tally::of(idle, idle, &Totals::default(), false)).has_pools());
     }
 
     #[test]

@@ -10,8 +10,7 @@ use super::SessionError;
 use super::target::{KnownPlans, PROC};
 use crate::attach::{Armed, AttachError, FilePlan, Kernel, Slot, arm};
 use crate::discover::{DiscoverError, MallocFile, MallocSearch, Target};
-use crate::plan::cache::PlanCache;
-use crate::plan::{Plan, plan_malloc};
+use crate::plan::Plan;
 
 /// How long between two looks at least.
 const EVERY: Duration = Duration::from_secs(1);
@@ -114,12 +113,9 @@ impl Mallocs {
         files: Vec<MallocFile>,
         known: &mut KnownPlans,
     ) -> Result<(), SessionError> {
-        let cache = PlanCache::usual();
         let mut planned: Vec<(MallocFile, Rc<Plan>)> = Vec::new();
         for file in files {
-            let plan = known.of(&file.path, &file.name, |bytes| {
-                cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
-            })?;
+            let plan = known.malloc(&file.path, &file.name)?;
             if !plan.points.is_empty() {
                 tracing::debug!(file = file.name, points = plan.points.len(), "planned a malloc");
                 planned.push((file, plan));

@@ -2,6 +2,7 @@
 //!
 //! The only place that knows all stages. It must not know clap, formats or terminals: progress goes to a callback.
 
+mod allocators;
 mod command;
 mod coverage;
 mod find;
@@ -11,6 +12,7 @@ mod processes;
 mod recorder;
 mod run;
 mod target;
+mod thread_slot;
 mod wakes;
 
 use std::ffi::OsString;

@@ -5,6 +5,7 @@
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::allocators::AllocatorWatch;
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
 use super::recorder::{Recorder, losses};
 use super::target::{KnownPlans, Traced};
@@ -50,6 +51,7 @@ pub enum Origin {
 pub struct Watched {
     /// What is armed in it.
     pub traced: Traced,
+    allocators: AllocatorWatch,
     /// Whether its program still runs.
     pub running: bool,
     /// Whether it was watched from its first allocation on.
@@ -132,8 +134,10 @@ impl Processes {
         let followed = self.followed(origin, armed, first.as_ref().ok());
         recorder.add_process(&traced, followed);
         let tally = Err("the process ended before its pools could be read".to_owned());
+        let allocators = AllocatorWatch::new(&traced.target, traced.allocators());
         self.list.push(Watched {
             traced,
+            allocators,
             running: true,
             from_start,
             is_root,
@@ -227,10 +231,30 @@ impl Processes {
         }
     }
 
+    /// Looks at the tables of allocators of those that run, and says what has changed. `only_new`: of those only of which nothing is
+    /// known yet; a short program may have ended by the next tick.
+    pub fn look_at_allocators(
+        &mut self,
+        kernel: &mut Kernel,
+        only_new: bool,
+        mut note: impl FnMut(&str),
+    ) -> Result<(), SessionError> {
+        for watched in self.list.iter_mut().filter(|watched| watched.running) {
+            watched.traced.confirm_slot(kernel)?;
+            if (!only_new || watched.allocators.text().is_empty())
+                && let Some(line) = watched.allocators.look(&watched.traced.target)
+            {
+                note(&line);
+            }
+        }
+        Ok(())
+    }
+
     /// Hands over what is known of their allocators, and what users should know of that; once.
     pub fn tell(&mut self, recorder: &mut Recorder, mut note: impl FnMut(&str)) {
         for watched in &mut self.list {
             recorder.add_mallocs(&watched.traced);
+            recorder.set_allocator(&watched.traced, watched.allocators.text());
             for line in watched.traced.mallocs.take_notes() {
                 note(&line);
             }
@@ -263,21 +287,27 @@ impl Processes {
     pub fn coverage(&self) -> Coverage {
         let mut sum = Tally::default();
         let (mut measured, mut unmeasured) = (0, 0);
-        let mut why = "nothing was recorded";
+        let mut why = "nothing was recorded".to_owned();
         for watched in &self.list {
             match &watched.tally {
-                Ok(tally) => {
+                Ok(tally) if tally.has_pools() => {
                     sum = sum.plus(*tally);
                     measured += 1;
                 }
+                Ok(_) => {
+                    let used = watched.allocators.text();
+                    let used = if used.is_empty() { used } else { format!(" but {used}") };
+                    why = format!("the process does not use pymalloc{used}");
+                    unmeasured += 1;
+                }
                 Err(reason) => {
-                    why = reason;
+                    why.clone_from(reason);
                     unmeasured += 1;
                 }
             }
         }
         if measured == 0 {
-            return Coverage::Unmeasured { unmeasured: why.to_owned() };
+            return Coverage::Unmeasured { unmeasured: why };
         }
         sum.coverage(unmeasured)
     }

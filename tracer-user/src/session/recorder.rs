@@ -92,6 +92,14 @@ impl Recorder {
         }
     }
 
+    /// Says which allocators a process has used.
+    pub fn set_allocator(&mut self, traced: &Traced, allocator: String) {
+        let slot = traced.slot.number;
+        if let Some((_, process)) = self.processes.iter_mut().find(|(number, _)| *number == slot) {
+            process.allocator = allocator;
+        }
+    }
+
     fn index_of(&self, slot: u32) -> Option<ProcessIndex> {
         let position = self.processes.iter().position(|(number, _)| u32::from(*number) == slot)?;
         Some(ProcessIndex(position as u32))

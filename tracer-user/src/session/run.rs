@@ -259,7 +259,7 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            Change::HeldAtExit => self.processes.last_look(&self.kernel),
+            Change::HeldAtExit => self.last_look(observer),
             Change::Ended(_) => Ok(()),
         }
     }
@@ -354,6 +354,7 @@ impl<'a> Session<'a> {
     }
 
     fn drain(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))?;
         // Steps arm processes, and records of theirs come meanwhile; those are taken the next time.
         let mut told = Vec::new();
         while let Some(record) = self.ring.next() {
@@ -416,6 +417,7 @@ impl<'a> Session<'a> {
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.retire_the_dead()?;
         self.processes.tick(&mut self.kernel, &mut self.plans)?;
+        self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
         let mut progress = Progress::default();
         if let Some((_, started)) = self.started {
             progress.elapsed = started.elapsed();
@@ -428,10 +430,15 @@ impl<'a> Session<'a> {
 
     /// Says what of the allocators the user should know.
 
+    fn last_look(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
+        self.processes.last_look(&self.kernel)
+    }
+
     /// Disarms everything and makes the profile.
     fn finish(&mut self, observer: &mut impl Observer) -> Result<Option<Profile>, SessionError> {
         if self.started.is_some() {
-            self.processes.last_look(&self.kernel)?;
+            self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         self.processes.disarm();

@@ -14,10 +14,13 @@ use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
 use crate::discover::{DiscoverError, MappedFile, Target};
 use crate::plan::cache::PlanCache;
-use crate::plan::{Plan, PlanError, plan_interpreter};
+use crate::plan::{
+    AllocatorTables, InterpreterPlan, Plan, PlanError, ThreadSlot, plan_interpreter, plan_malloc,
+};
 use crate::session::SessionError;
 use crate::session::mallocs::Mallocs;
 use crate::session::run::process_descriptor;
+use crate::session::thread_slot::distance;
 
 pub(super) const PROC: &str = "/proc";
 
@@ -33,7 +36,9 @@ pub struct Traced {
     /// Readable once the process has ended, and only then, whoever has its number by then.
     process: OwnedFd,
     /// The interpreter's.
-    plan: Rc<Plan>,
+    plan: Rc<InterpreterPlan>,
+    /// Distance from `pthread_self` to a thread's own state, as the kernel half knows it; 0 while it is not known.
+    thread_slot: i64,
     armed: Vec<Armed>,
     /// Its allocators besides pymalloc.
     pub mallocs: Mallocs,
@@ -53,15 +58,25 @@ impl Traced {
     ) -> Result<Self, SessionError> {
         let process = process_descriptor(target.pid)?;
         let slot = Slot { pid: target.pid, number };
-        let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
-        kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer))?;
         let file = &target.interpreter.file;
-        let (mallocs, plan) = match parent {
-            Some(parent) => (parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?, parent.plan.clone()),
-            None => (Mallocs::arm(kernel, slot, &target, known, bare)?, known.interpreter(file)?),
+        let plan = match parent {
+            Some(parent) => parent.plan.clone(),
+            None => known.interpreter(file)?,
         };
-        let armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan }], bare)?;
-        Ok(Self { target, slot, thread_state_pointer: pointer, process, plan, armed, mallocs })
+        let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
+        let thread_slot = current_slot(&target, plan.thread_slot);
+        kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer, thread_slot))?;
+        let mallocs = match parent {
+            Some(parent) => parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?,
+            None => Mallocs::arm(kernel, slot, &target, known, bare)?,
+        };
+        let armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?;
+        Ok(Self { target, slot, thread_state_pointer: pointer, process, plan, thread_slot, armed, mallocs })
+    }
+
+    /// Where its interpreter keeps its tables of allocators.
+    pub fn allocators(&self) -> AllocatorTables {
+        self.plan.allocators
     }
 
     /// Arms allocators that the process has loaded since.
@@ -75,8 +90,8 @@ impl Traced {
         // Number 0 is no process: nothing would be counted even if something ran.
         let slot = Slot { pid, number: 0 };
         let file = self.target.interpreter.file.of_fork(self.slot.pid, pid);
-        let mut armed =
-            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &self.plan }], true).unwrap_or_default();
+        let mut armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &self.plan.plan }], true)
+            .unwrap_or_default();
         // One that has ended meanwhile has none.
         if let Ok(mut mallocs) = self.mallocs.arm_fork(kernel, self.slot.pid, slot) {
             armed.append(&mut mallocs.take_armed());
@@ -105,7 +120,7 @@ impl Traced {
     /// Stops counting for a process whose memory is not what it was: it has replaced itself, or ended. What was armed is to be
     /// disarmed.
     pub fn retire(&mut self, kernel: &mut Kernel) -> Result<Vec<Armed>, SessionError> {
-        let mut layout = kernel_layout(&self.target, self.thread_state_pointer);
+        let mut layout = kernel_layout(&self.target, self.thread_state_pointer, self.thread_slot);
         layout.active = 0;
         kernel.set_layout(u32::from(self.slot.number), &layout)?;
         Ok(self.take_armed())
@@ -114,6 +129,7 @@ impl Traced {
     /// Once the interpreter has started, asks it where its thread states are, and corrects the kernel half if the table's
     /// row was of another patch level.
     pub fn confirm_pointer(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
+        self.confirm_slot(kernel)?;
         if let Some(pointer) = current_pointer(&self.target)
             && pointer != self.thread_state_pointer
         {
@@ -124,9 +140,30 @@ impl Traced {
                 "moved the thread state pointer"
             );
             self.thread_state_pointer = pointer;
-            kernel.set_layout(u32::from(self.slot.number), &kernel_layout(&self.target, pointer))?;
+            self.tell(kernel)?;
         }
         Ok(())
+    }
+
+    /// Finds the place of the threads' own states as soon as there is one: before, the lock's holder is taken for the running thread,
+    /// which is right as long as there is one interpreter.
+    pub fn confirm_slot(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
+        if self.thread_slot == 0 && self.plan.thread_slot.is_some() {
+            self.thread_slot = current_slot(&self.target, self.plan.thread_slot);
+            if self.thread_slot != 0 {
+                self.tell(kernel)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel half what is known now. Not of a process that it has told off: that has another program by now.
+    fn tell(&self, kernel: &mut Kernel) -> Result<(), SessionError> {
+        if !kernel.is_active(u32::from(self.slot.number))? {
+            return Ok(());
+        }
+        let layout = kernel_layout(&self.target, self.thread_state_pointer, self.thread_slot);
+        Ok(kernel.set_layout(u32::from(self.slot.number), &layout)?)
     }
 
     /// Where the interpreter keeps things.
@@ -135,47 +172,61 @@ impl Traced {
     }
 }
 
-/// Plans of files that were read, by device, inode, size and time: a host may run the same interpreter in hundreds of processes.
+/// Device, inode, size and time of a file.
+type Identity = (u64, u64, u64, i64);
+
+/// Plans of files that were read: a host may run the same interpreter in hundreds of processes.
 #[derive(Debug, Default)]
-pub struct KnownPlans(FxHashMap<(u64, u64, u64, i64), Rc<Plan>>);
+pub struct KnownPlans {
+    interpreters: FxHashMap<Identity, Rc<InterpreterPlan>>,
+    mallocs: FxHashMap<Identity, Rc<Plan>>,
+}
 
 impl KnownPlans {
     /// The plan of an interpreter.
-    fn interpreter(&mut self, file: &MappedFile) -> Result<Rc<Plan>, SessionError> {
+    fn interpreter(&mut self, file: &MappedFile) -> Result<Rc<InterpreterPlan>, SessionError> {
         let cache = PlanCache::usual();
-        let plan = self.of(&file.path, &file.name, |bytes| {
+        let plan = known(&mut self.interpreters, &file.path, &file.name, |bytes| {
             let found =
                 cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
             for note in &found.checks.notes {
                 tracing::warn!(file = file.name, "{note}");
             }
-            Ok(found.plan)
+            Ok(found)
         })?;
-        if plan.points.is_empty() {
+        if plan.plan.points.is_empty() {
             return Err(SessionError::NoPoints { file: file.name.clone() });
         }
         Ok(plan)
     }
 
-    /// The plan of a file, which `plan` makes of its bytes if it is not known.
-    pub(super) fn of(
-        &mut self,
-        path: &Path,
-        name: &str,
-        plan: impl FnOnce(&[u8]) -> Result<Plan, PlanError>,
-    ) -> Result<Rc<Plan>, SessionError> {
-        let failed = |source| DiscoverError::Read { path: path.to_owned(), source };
-        let about = fs::metadata(path).map_err(failed)?;
-        let identity = (about.dev(), about.ino(), about.size(), about.mtime_nsec());
-        if let Some(known) = self.0.get(&identity) {
-            return Ok(known.clone());
-        }
-        let bytes = fs::read(path).map_err(failed)?;
-        let plan = plan(&bytes).map_err(|source| SessionError::Plan { file: name.to_owned(), source })?;
-        let plan = Rc::new(plan);
-        self.0.insert(identity, plan.clone());
-        Ok(plan)
+    /// The plan of a malloc.
+    pub(super) fn malloc(&mut self, path: &Path, name: &str) -> Result<Rc<Plan>, SessionError> {
+        let cache = PlanCache::usual();
+        known(&mut self.mallocs, path, name, |bytes| {
+            cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
+        })
     }
+}
+
+/// What is known of a file, or what `plan` makes of its bytes.
+fn known<P>(
+    plans: &mut FxHashMap<Identity, Rc<P>>,
+    path: &Path,
+    name: &str,
+    plan: impl FnOnce(&[u8]) -> Result<P, PlanError>,
+) -> Result<Rc<P>, SessionError> {
+    let failed = |source| DiscoverError::Read { path: path.to_owned(), source };
+    let about = fs::metadata(path).map_err(failed)?;
+    let identity = (about.dev(), about.ino(), about.size(), about.mtime_nsec());
+    if let Some(known) = plans.get(&identity) {
+        return Ok(known.clone());
+    }
+    let bytes = fs::read(path).map_err(failed)?;
+    let plan = plan(&bytes).map_err(|source| SessionError::Plan { file: name.to_owned(), source })?;
+    let plan = Rc::new(plan);
+    plans.insert(identity, plan.clone());
+    Ok(plan)
 }
 
 /// The pointer's address as the running interpreter gives it; `None` before it has started.
@@ -185,6 +236,12 @@ fn current_pointer(target: &Target) -> Option<u64> {
         .interpreter
         .layout
         .thread_state_pointer(target.interpreter.runtime, |address| memory.read_u64(address).ok())
+}
+
+/// The distance from `pthread_self` to a thread's own state; 0 while it is not known.
+fn current_slot(target: &Target, planned: Option<ThreadSlot>) -> i64 {
+    let find = || distance(&ProcessMemory::open(Path::new(PROC), target.pid).ok()?, target, planned?);
+    find().unwrap_or(0)
 }
 
 /// Where the pointer will be once the interpreter has started.

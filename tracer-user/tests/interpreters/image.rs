@@ -89,7 +89,7 @@ impl Image {
         let interpreter = Interpreter { file, version, layout: row, runtime: 0 };
         let target =
             Target { pid: 1, command: String::new(), interpreter, c_library: None, thread_self_distance: 0 };
-        Ok((kernel_layout(&target, self.pointer), row))
+        Ok((kernel_layout(&target, self.pointer, 0), row))
     }
 
     /// Walks `memory` as the kernel half does and compares with what Python has reported.

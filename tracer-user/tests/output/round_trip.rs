@@ -79,8 +79,6 @@ fn profile() -> impl Strategy<Value = Profile> {
     let process = (any::<u32>(), text(), text(), vec(text(), 0..3), vec(text(), 0..2)).prop_map(
         |(pid, command, interpreter, mallocs, unseen)| Process {
             pid,
-            command,
-            interpreter,
             followed: (pid % 3 == 0).then_some(Followed {
                 parent: pid / 2,
                 armed_after_nanoseconds: 7,
@@ -88,7 +86,10 @@ fn profile() -> impl Strategy<Value = Profile> {
             }),
             ended: pid % 2 == 0,
             mallocs,
+            allocator: command.clone(),
             unseen,
+            command,
+            interpreter,
         },
     );
     let stack = vec(any::<prop::sample::Index>(), 1..6);

@@ -69,7 +69,7 @@ fn difference(expected: &str, found: &str) -> String {
 
 /// An interpreter's plan and its checks.
 pub fn interpreter_text(file: &[u8]) -> Result<String, Failed> {
-    let InterpreterPlan { plan, checks } = plan_interpreter(file).map_err(|error| error.to_string())?;
+    let InterpreterPlan { plan, checks, .. } = plan_interpreter(file).map_err(|error| error.to_string())?;
     let mut text = format!(
         "pops {} pushes {} cold sites {} cold callers {} pool size {}\n",
         checks.pops,
@@ -147,7 +147,7 @@ fn arm64_name(register: Register) -> String {
 pub fn no_points(path: &Path) -> Result<(), Failed> {
     let file = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let start = Instant::now();
-    let InterpreterPlan { plan, checks } = plan_interpreter(&file).map_err(|error| error.to_string())?;
+    let InterpreterPlan { plan, checks, .. } = plan_interpreter(&file).map_err(|error| error.to_string())?;
     let took = start.elapsed();
     match plan.points.is_empty() && checks.notes.is_empty() {
         true => Ok(()),

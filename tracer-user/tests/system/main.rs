@@ -8,6 +8,7 @@ mod command;
 mod containers;
 mod errors;
 mod exact;
+mod interpreters;
 mod kernel;
 mod limits;
 mod mallocs;
@@ -16,6 +17,7 @@ mod results;
 mod services;
 mod support;
 mod survey;
+mod switches;
 mod threads;
 mod truth;
 
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
     for Test { name, check, runs_here } in tests
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
+        .chain([switches::TESTS, interpreters::TESTS])
         .flatten()
     {
         let ignored = !able || !runs_here();

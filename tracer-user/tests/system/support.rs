@@ -77,6 +77,14 @@ fn is_musl(python: &Path) -> bool {
     python.file_name().is_some_and(|name| name.to_string_lossy().starts_with("musl-"))
 }
 
+/// Interpreters built with `--with-pydebug`: what `cargo xtask setup` has unpacked, and the system's.
+pub fn debug_builds() -> Vec<Interpreter> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons/debug");
+    let unpacked = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let system = (8..=15).map(|minor| PathBuf::from(format!("/usr/bin/python3.{minor}d")));
+    unpacked.chain(system).filter_map(|python| probe(&python)).collect()
+}
+
 fn probe(python: &Path) -> Option<Interpreter> {
     let program = "import sys; print(sys.version_info[1], sys.version.split()[0], hasattr(sys, '_is_gil_enabled') and not sys._is_gil_enabled())";
     let output = Command::new(python).args(["-E", "-s", "-c", program]).output().ok()?;

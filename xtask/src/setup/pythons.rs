@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// Releases, and the interpreters that we take from each.
 const RELEASES: [(&str, &[&str]); 2] = [("trixie", &["3.13"]), ("sid", &["3.14", "3.15"])];
 
+/// Those whose debug build (`--with-pydebug`, package `python3.N-dbg`) we take as well. It runs with the libraries of the other.
+const DEBUG_BUILDS: [(&str, &str); 1] = [("trixie", "3.13")];
+
 /// Folder of the roots.
 pub fn folder() -> PathBuf {
     workspace::scratch().join("pythons")
@@ -33,6 +36,15 @@ fn script(suite: &str, version: &str) -> PathBuf {
     folder().join("bin").join(format!("{suite}-python{version}"))
 }
 
+/// Not among the others: benches and golden files are for release builds.
+fn debug_script(suite: &str, version: &str) -> PathBuf {
+    folder().join("debug").join(format!("{suite}-python{version}d"))
+}
+
+fn debug_builds(suite: &str) -> impl Iterator<Item = &'static str> {
+    DEBUG_BUILDS.into_iter().filter(move |(other, _)| *other == suite).map(|(_, version)| version)
+}
+
 /// Unpack what is missing. Where the scripts cannot run, because we are not root, nothing is brought and no error made.
 pub fn bring(runner: &impl Runner, sources: &Sources, is_root: bool) -> Result<String> {
     if !is_root {
@@ -40,7 +52,8 @@ pub fn bring(runner: &impl Runner, sources: &Sources, is_root: bool) -> Result<S
     }
     let mut brought = Vec::new();
     for (suite, versions) in RELEASES {
-        if versions.iter().all(|version| script(suite, version).exists()) {
+        let has_debug_builds = debug_builds(suite).all(|version| debug_script(suite, version).exists());
+        if has_debug_builds && versions.iter().all(|version| script(suite, version).exists()) {
             continue;
         }
         bring_release(runner, sources, suite, versions)
@@ -65,6 +78,11 @@ fn bring_release(runner: &impl Runner, sources: &Sources, suite: &str, versions:
     apt.unpack_into(runner, suite, &headers, &root, "./usr/include")?;
     for version in versions {
         write_script(&script(suite, version), suite, version, &root)?;
+    }
+    for version in debug_builds(suite) {
+        let package = [format!("python{version}-dbg")];
+        apt.unpack_into(runner, suite, &package, &root, "./usr/bin")?;
+        write_script(&debug_script(suite, version), suite, &format!("{version}d"), &root)?;
     }
     Ok(())
 }

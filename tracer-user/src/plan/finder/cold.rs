@@ -15,6 +15,8 @@ use crate::plan::{Operand, PointKind};
 const STEPS_TO_BRANCH: u32 = 6;
 /// Instructions behind it until the side shows what it is.
 const STEPS_ON_SIDE: u32 = 12;
+/// Branches on a side whose both ways are followed: builds with assertions test the old free list's head (`assert(bp != NULL)`).
+const FORKS_ON_SIDE: u32 = 1;
 
 /// One place that opens pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +41,7 @@ pub fn examine<'data, C: Code<'data>>(code: &mut C, targets: &BranchTargets, sto
             Flow::Next => code.execute(&instruction, &mut machine),
             Flow::Conditional(target) => {
                 let sides = [instruction.next_address(), target?];
-                return join(store, sides.map(|side| explore(code, targets, machine.clone(), side, pool)));
+                return join(store, sides.map(|side| explore(code, targets, Way::new(&machine, side), pool)));
             }
             _ => return None,
         }
@@ -66,21 +68,43 @@ fn join(store: u64, sides: [Option<Side>; 2]) -> Option<ColdSite> {
     }
 }
 
+/// One way on a side.
+#[derive(Clone)]
+struct Way {
+    machine: Machine,
+    address: u64,
+    steps: u32,
+    forks: u32,
+    reuse: Option<(u64, PointKind)>,
+}
+
+impl Way {
+    fn new(machine: &Machine, address: u64) -> Self {
+        Self { machine: machine.clone(), address, steps: STEPS_ON_SIDE, forks: FORKS_ON_SIDE, reuse: None }
+    }
+}
+
 fn explore<'data, C: Code<'data>>(
     code: &mut C,
     targets: &BranchTargets,
-    mut machine: Machine,
-    mut address: u64,
+    way: Way,
     pool: Value,
 ) -> Option<Side> {
-    let mut reuse = None;
-    for _ in 0..STEPS_ON_SIDE {
+    let Way { mut machine, mut address, steps, forks, mut reuse } = way;
+    for step in 0..steps {
         let instruction = code.at(address)?;
         match instruction.flow() {
             Flow::Next => address = instruction.next_address(),
             Flow::Jump(target) => {
                 address = target?;
                 continue;
+            }
+            Flow::Conditional(Some(target)) => {
+                let left =
+                    Way { machine, address, steps: steps - step - 1, forks: forks.checked_sub(1)?, reuse };
+                let ways =
+                    [instruction.next_address(), target].map(|address| Way { address, ..left.clone() });
+                return ways.into_iter().find_map(|way| explore(code, targets, way, pool));
             }
             _ => return None,
         }

@@ -16,7 +16,7 @@ use crate::plan::PointKind;
 /// Instructions that a path may take behind the load; the longest one seen between load and branch is about 20.
 pub const FORWARD_STEPS: u32 = 40;
 /// Instructions before the load that are executed too: counters and masks may come first (clang counts before it loads).
-pub const LOOK_BACK: usize = 24;
+pub const LOOK_BACK: usize = 32;
 /// Conditional branches whose both sides are followed; two were needed in every build looked at.
 pub const FORKS: u32 = 2;
 /// Instructions that may pass between the branch and the counter in the push of 3.8, which counts on both sides of it.
