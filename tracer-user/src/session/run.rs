@@ -428,8 +428,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Says what of the allocators the user should know.
-
     fn last_look(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
         self.processes.last_look(&self.kernel)

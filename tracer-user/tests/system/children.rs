@@ -104,10 +104,11 @@ fn held_by(profile: &Profile, pid: u32, metric: Metric) -> Amount {
     let asked = Asked(profile);
     asked.sum(metric, |sample| {
         let process = &profile.processes[sample.process.0 as usize];
+        // Before 3.12 a comprehension is a function of its own.
+        let function = asked.innermost(sample);
         process.pid == pid
             && sample.domain == Domain::Malloc
-            && asked.innermost(sample).ends_with("<listcomp>")
-            || process.pid == pid && sample.domain == Domain::Malloc && asked.innermost(sample) == "hold"
+            && (function.ends_with("<listcomp>") || function == "hold")
     })
 }
 
