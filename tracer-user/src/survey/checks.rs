@@ -70,7 +70,7 @@ pub fn checks(facts: &Facts, answers: &KernelAnswers, cache: &CacheFolder) -> Ve
     let mut all = vec![architecture(), kernel(facts), kernel_types(facts)];
     all.extend(capabilities(facts));
     all.push(user_namespace(facts));
-    all.push(pid_namespace(facts));
+    all.push(pid_namespace(facts, answers));
     all.push(lockdown(facts));
     all.push(seccomp(facts, answers));
     all.push(uprobes(facts));
@@ -183,15 +183,17 @@ fn user_namespace(facts: &Facts) -> Check {
     }
 }
 
-fn pid_namespace(facts: &Facts) -> Check {
+/// Without the links' own filter by process the kernel half would have to know the host's numbers.
+fn pid_namespace(facts: &Facts, answers: &KernelAnswers) -> Check {
     const NAME: &str = "PID namespace";
     match facts.is_initial_pid_namespace {
         Some(true) => Check::ok(NAME, "the host's"),
-        Some(false) => Check::fails(
+        Some(false) if matches!(answers.mechanism, Ok(Some(_))) => Check::fails(
             NAME,
-            "not the host's: the kernel knows processes by other numbers than those seen here",
-            "run on the host, or in a container with the host's PID namespace (`docker run --pid=host`, `hostPID: true`)",
+            "not the host's, and this kernel cannot tell processes apart in one",
+            "run on the host or in its PID namespace (`docker run --pid=host`, `hostPID: true`), or use Linux 6.10 or later",
         ),
+        Some(false) => Check::ok(NAME, "not the host's; processes have the numbers that they have here"),
         None => Check::warning(NAME, "unknown", "mount /proc"),
     }
 }
@@ -394,10 +396,17 @@ mod tests {
         assert_eq!(only(|facts, _, _| facts.release = "6.11.2".to_owned()), ("kernel", Fails));
         assert_eq!(only(|facts, _, _| facts.release = "6.6.60".to_owned()), ("kernel", Warning));
         assert_eq!(only(|facts, _, _| facts.release = "5.15.1".to_owned()), ("kernel", Warning));
-        assert_eq!(
-            only(|facts, _, _| facts.is_initial_pid_namespace = Some(false)),
-            ("PID namespace", Fails)
-        );
+        let namespaced = |mechanism| {
+            found(move |facts, answers, _| {
+                facts.is_initial_pid_namespace = Some(false);
+                answers.mechanism = mechanism;
+            })
+        };
+        let of_namespace = |all: Vec<Check>| {
+            all.into_iter().find(|check| check.name == "PID namespace").map(|check| check.health)
+        };
+        assert_eq!(of_namespace(namespaced(Ok(None))), Some(Health::Ok));
+        assert_eq!(of_namespace(namespaced(Ok(Some("without a filter")))), Some(Fails));
         assert_eq!(
             only(|facts, _, _| facts.is_initial_user_namespace = Some(false)),
             ("user namespace", Fails)

@@ -14,7 +14,6 @@ use super::seen::{self, Image, Namespace, Seen};
 use super::verdict::{self, Build, CLibrary, Inspected, Interpreter, Obstacle, Refusal, Tracing};
 use crate::discover::{DiscoverError, Target};
 use crate::plan::cache::PlanCache;
-use crate::plan::elf::Elf;
 
 /// One Python process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,11 +147,10 @@ impl Survey<'_> {
     fn interpreter(&mut self, target: &Target) -> Interpreter {
         let version = target.interpreter.version.to_string();
         let bytes = std::fs::read(&target.interpreter.file.path).unwrap_or_default();
-        let is_debug_build = Elf::parse(&bytes).is_ok_and(|elf| elf.symbol(DEBUG_SYMBOL).is_some());
         let plan = self.plan(&bytes);
         let points = plan.as_ref().map(|plan| plan.plan.points.len());
         let notes = plan.map(|plan| plan.checks.notes.iter().map(ToString::to_string).collect());
-        Interpreter { version, points, notes: notes.unwrap_or_default(), is_debug_build }
+        Interpreter { version, points, notes: notes.unwrap_or_default() }
     }
 
     fn plan(&mut self, file: &[u8]) -> Option<crate::plan::InterpreterPlan> {
@@ -169,9 +167,6 @@ impl Survey<'_> {
         plan
     }
 }
-
-/// A function that only builds with `--with-pydebug` have (`Py_REF_DEBUG`, Objects/object.c).
-const DEBUG_SYMBOL: &str = "_Py_NegativeRefcount";
 
 /// The files that `Target::inspect` looks into: libpython, then the program.
 fn candidates(images: &[Image]) -> Vec<Image> {

@@ -66,8 +66,6 @@ pub struct Interpreter {
     pub points: Option<usize>,
     /// What the finder says against its own plan.
     pub notes: Vec<String>,
-    /// Built with `--with-pydebug`.
-    pub is_debug_build: bool,
 }
 
 /// The interpreter, or why it is none for us; `None`: no Python at all.
@@ -82,7 +80,7 @@ pub struct Refusal {
     pub obstacle: Obstacle,
 }
 
-/// Other mallocs by the beginning of their libraries' names. Memory from them is not seen.
+/// Other mallocs by the beginning of their libraries' names.
 const OTHER_MALLOCS: [(&str, &str); 5] = [
     ("libjemalloc", "jemalloc"),
     ("libtcmalloc", "tcmalloc"),
@@ -147,27 +145,16 @@ pub fn of_interpreter(
 /// What is not seen although the process can be traced.
 fn partial(interpreter: &Interpreter, images: &[Image], python_malloc: Option<&str>) -> Vec<Obstacle> {
     let mut obstacles = Vec::new();
-    if let Some(malloc) = images.iter().find_map(|image| other_malloc(image.base_name())) {
+    if c_library(images) == CLibrary::Static {
         obstacles.push(Obstacle::new(
-            format!("memory from {malloc} is not seen"),
-            "start it without that library to see what it takes from malloc",
-        ));
-    } else if c_library(images) == CLibrary::Static {
-        obstacles.push(Obstacle::new(
-            "no C library is mapped, so memory from malloc is not seen",
-            "use an interpreter that is linked dynamically",
+            "no C library is mapped: memory from a malloc whose symbols are stripped is not seen",
+            "use an interpreter that is linked dynamically, or keep its symbols",
         ));
     }
-    if python_malloc.is_some_and(|allocator| allocator.ends_with("debug")) {
+    if python_malloc == Some("mimalloc") {
         obstacles.push(Obstacle::new(
-            "PYTHONMALLOC adds debug hooks, and frees may be missed",
+            "PYTHONMALLOC=mimalloc: its blocks are not seen",
             "start it without PYTHONMALLOC",
-        ));
-    }
-    if interpreter.is_debug_build {
-        obstacles.push(Obstacle::new(
-            "of a debug build the first block of each new pool is missed",
-            "use a release build",
         ));
     }
     if !interpreter.notes.is_empty() {
@@ -253,12 +240,7 @@ mod tests {
     }
 
     fn interpreter() -> Interpreter {
-        Interpreter {
-            version: "3.11.2".to_owned(),
-            points: Some(254),
-            notes: Vec::new(),
-            is_debug_build: false,
-        }
+        Interpreter { version: "3.11.2".to_owned(), points: Some(254), notes: Vec::new() }
     }
 
     const GLIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
@@ -282,11 +264,11 @@ mod tests {
             |names: &[&str], allocator| of_interpreter(&interpreter(), &images(names), allocator, None);
         assert_eq!(seen(&[GLIBC], None), Tracing::Yes);
         assert_eq!(seen(&[GLIBC], Some("malloc")), Tracing::Yes);
+        assert_eq!(seen(&[GLIBC, "/usr/lib/libjemalloc.so.2"], Some("pymalloc_debug")), Tracing::Yes);
         for (names, allocator, part) in [
-            (&[GLIBC, "/usr/lib/libjemalloc.so.2"][..], None, "jemalloc"),
-            (&[], None, "no C library"),
-            (&[GLIBC], Some("pymalloc_debug"), "debug hooks"),
-            (&[GLIBC, "/opt/libmimalloc.so.3"], Some("debug"), "mimalloc is not seen; PYTHONMALLOC"),
+            (&[][..], None, "no C library"),
+            (&[GLIBC], Some("mimalloc"), "PYTHONMALLOC=mimalloc"),
+            (&[], Some("mimalloc"), "is not seen; PYTHONMALLOC"),
         ] {
             let Tracing::Partly(obstacle) = seen(names, allocator) else { panic!("{part}") };
             assert!(obstacle.reason.contains(part), "{obstacle:?}");
