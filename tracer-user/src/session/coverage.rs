@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::census::arenas::{ArenaVariables, find_arenas};
 use crate::census::pools::{blocks_in_use, scan_blocks_in_use};
+use crate::discover::layout::ArenaSource;
 use crate::discover::memory::{ProcessMemory, mappings};
 use crate::discover::{Interpreter, Target};
 use crate::drain::Totals;
@@ -91,7 +92,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(target: &'a Target, known: Option<ArenaVariables>) -> Result<Self, String> {
         let memory = ProcessMemory::open(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
-        if known.is_some() {
+        // Searched for once, if a search it takes; each new interpreter of 3.12 and later has tables of its own.
+        if known.is_some() && target.interpreter.layout.pools.arenas == ArenaSource::Static {
             return Ok(Self { target, memory, tables: known });
         }
         let mapped = mappings(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;

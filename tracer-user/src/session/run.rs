@@ -114,7 +114,7 @@ impl<'a> Session<'a> {
         come_first();
         let mut descriptors = Vec::new();
         for (target, descriptor) in targets {
-            self.watch(target, Origin::Running, true)?;
+            self.watch(target, Origin::Running, true, observer)?;
             descriptors.push(Readiness::new(descriptor).map_err(system("watch a process"))?);
         }
         // Before anybody is told that they may: an interrupt from now on ends the recording, and not us.
@@ -249,7 +249,7 @@ impl<'a> Session<'a> {
                 match Target::inspect("/proc".as_ref(), child.id()) {
                     Ok(target) => {
                         child.hold_at_exit(&mut self.kernel, &target)?;
-                        self.watch(target, Origin::Start, true)
+                        self.watch(target, Origin::Start, true, observer)
                     }
                     // A shell, `env`, a launcher: what it execs may be Python.
                     Err(DiscoverError::NotPython { .. } | DiscoverError::NoProcess { .. }) => Ok(()),
@@ -264,7 +264,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn watch(&mut self, target: Target, origin: Origin, is_root: bool) -> Result<(), SessionError> {
+    fn watch(
+        &mut self,
+        target: Target,
+        origin: Origin,
+        is_root: bool,
+        observer: &mut impl Observer,
+    ) -> Result<(), SessionError> {
         let Some(slot) = self.processes.next_slot() else {
             self.unfollowed += 1;
             return Ok(());
@@ -280,7 +286,9 @@ impl<'a> Session<'a> {
         tracing::debug!("armed process {pid}, {origin:?}");
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
-        self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
+        self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)?;
+        // What it uses now is known before anybody is told that it is recorded.
+        self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
     }
 
     /// Watches a process that came by itself, if it is Python. What fails concerns that process only: it may be gone by now.
@@ -322,7 +330,7 @@ impl<'a> Session<'a> {
                 }
             },
         };
-        match self.watch(target, origin, false) {
+        match self.watch(target, origin, false, observer) {
             Ok(()) => Ok(()),
             Err(SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_)) => {
                 self.forget(pid)
