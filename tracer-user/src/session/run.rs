@@ -372,7 +372,9 @@ impl<'a> Session<'a> {
             // The command itself is held where it execs, and handled there.
             let is_command = |pid: u32| pid == self.command;
             if matches!(event, ProcessEvent::Exec { pid, .. } if is_command(pid)) {
-                self.kernel.follow(self.command, 0)?;
+                if self.processes.running(self.command).is_none() {
+                    self.kernel.follow(self.command, 0)?;
+                }
                 continue;
             }
             if let Some(step) = self.follower.take(event, Instant::now()) {
