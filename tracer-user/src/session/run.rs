@@ -17,7 +17,7 @@ use super::target::{KnownPlans, Traced};
 use super::wakes::{Wake, Wakes};
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
 use crate::attach::known_kernels::{Verdict, verdict};
-use crate::attach::{AttachError, Kernel, Mechanism, Readiness};
+use crate::attach::{AttachError, Kernel, Mechanism, Readiness, give_back_large_blocks};
 use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
@@ -68,6 +68,7 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn load(request: &'a Request, observer: &mut impl Observer) -> Result<Self, SessionError> {
+        give_back_large_blocks();
         check_kernel(request, observer)?;
         let mechanism = match request.mechanism {
             Some(mechanism) => mechanism,
@@ -323,6 +324,7 @@ impl<'a> Session<'a> {
                     return Ok(());
                 }
                 Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
+                Err(_) if !has_memory(pid) => return self.forget(pid),
                 Err(error) => {
                     self.unfollowed += 1;
                     observer.note(&format!("{error}: it is not recorded"));
@@ -335,6 +337,8 @@ impl<'a> Session<'a> {
             Err(SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_)) => {
                 self.forget(pid)
             }
+            // It has ended meanwhile, and whatever failed failed for that.
+            Err(_) if !has_memory(pid) => self.forget(pid),
             Err(error) => {
                 self.unfollowed += 1;
                 observer.note(&format!("process {pid} is not recorded: {}", chain(&error)));
@@ -517,6 +521,11 @@ fn come_first() {
     let _ = rustix::process::setpriority_process(None, -10);
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Whether a process has not ended: one that has is listed until its parent asks for its status, but has no memory.
+fn has_memory(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|text| !text.is_empty())
 }
 
 /// An error and its causes, in one line.
