@@ -78,11 +78,16 @@ pub fn process_exec(context: RawTracePointContext) -> i32 {
     let Some(settings) = settings() else { return 0 };
     let process = Task::current().process(settings);
     hold_own_command(settings, process, |globals| &globals.exec_holds);
-    let slot = followed(process);
-    if let Some(slot) = slot {
-        deactivate(slot);
-    } else if settings.all_execs.load() == 0 || process == 0 || follow(process).is_err() {
-        return 0;
+    match followed(process) {
+        Some(slot) => deactivate(slot),
+        None if settings.all_execs.load() == 0 || process == 0 => return 0,
+        None => {}
+    }
+    // Whatever it was recorded as, it has no slot now.
+    if follow(process).is_err()
+        && let Some(globals) = globals()
+    {
+        globals.untold.add(1);
     }
     tell(record::EXEC, process, 0, 0, 0);
     0

@@ -57,6 +57,8 @@ pub enum Step {
         parent: u32,
         /// When it became what it is.
         nanoseconds: u64,
+        /// Whether it began with a program of its own; a fork began with its parent's memory.
+        execed: bool,
         /// Whether it may still be that its libraries are not mapped yet.
         is_early: bool,
     },
@@ -67,7 +69,7 @@ pub enum Step {
         /// Whether it is another program now, and not gone.
         replaced: bool,
     },
-    /// It is none of ours: it need not be watched.
+    /// It is no Python, as far as can be told: it is not asked again before its next exec. Its children are.
     GiveUp {
         /// Which.
         pid: u32,
@@ -78,6 +80,7 @@ pub enum Step {
 struct Pending {
     parent: u32,
     nanoseconds: u64,
+    execed: bool,
     next_try: Instant,
     tries: u32,
 }
@@ -110,8 +113,7 @@ impl Follower {
             ProcessEvent::Exec { pid, nanoseconds } => {
                 if self.wanted != Wanted::Named {
                     let parent = self.parents.get(&pid).copied().unwrap_or(0);
-                    let pending = Pending { parent, nanoseconds, next_try: now, tries: 0 };
-                    self.pending.insert(pid, pending);
+                    self.ask(pid, Pending { parent, nanoseconds, execed: true, next_try: now, tries: 0 });
                 }
                 Some(Step::Retire { pid, replaced: true })
             }
@@ -141,11 +143,26 @@ impl Follower {
             }
             pending.next_try = now + FIRST_RETRY * (1 << pending.tries);
             pending.tries += 1;
-            let Pending { parent, nanoseconds, tries, .. } = *pending;
-            steps.push(Step::Inspect { pid: *pid, parent, nanoseconds, is_early: tries <= EARLY_TRIES });
+            let Pending { parent, nanoseconds, execed, tries, .. } = *pending;
+            steps.push(Step::Inspect {
+                pid: *pid,
+                parent,
+                nanoseconds,
+                execed,
+                is_early: tries <= EARLY_TRIES,
+            });
             true
         });
         steps
+    }
+
+    /// A fork whose parent is not recorded, or not yet: it may be Python all the same.
+    pub fn ask_fork(&mut self, pid: u32, parent: u32, nanoseconds: u64, now: Instant) {
+        self.ask(pid, Pending { parent, nanoseconds, execed: false, next_try: now, tries: 0 });
+    }
+
+    fn ask(&mut self, pid: u32, pending: Pending) {
+        self.pending.insert(pid, pending);
     }
 
     /// It is recorded now, or never will be.
@@ -173,7 +190,16 @@ mod tests {
         assert_eq!(follower.next_try(), None);
         let exec = ProcessEvent::Exec { pid: 3, nanoseconds: 9 };
         assert_eq!(follower.take(exec, now), Some(Step::Retire { pid: 3, replaced: true }));
-        assert_eq!(follower.due(now), [Step::Inspect { pid: 3, parent: 1, nanoseconds: 9, is_early: true }]);
+        let asked = Step::Inspect { pid: 3, parent: 1, nanoseconds: 9, execed: true, is_early: true };
+        assert_eq!(follower.due(now), [asked]);
+    }
+
+    #[test]
+    fn a_fork_of_a_process_that_is_not_recorded_is_asked_itself() {
+        let (mut follower, now) = (Follower::new(Wanted::Descendants), Instant::now());
+        follower.ask_fork(7, 1, AT, now);
+        let asked = Step::Inspect { pid: 7, parent: 1, nanoseconds: AT, execed: false, is_early: true };
+        assert_eq!(follower.due(now), [asked]);
     }
 
     #[test]

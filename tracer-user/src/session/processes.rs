@@ -35,12 +35,14 @@ pub enum Origin {
         /// Pops and pushes of the parent until then.
         parent_events: (u64, u64),
     },
-    /// A followed process has become Python.
-    Exec {
+    /// A followed process has turned out to be Python: it has execed, or is the fork of one that was not recorded.
+    Found {
         /// Its parent's number, if that is known.
         parent: u32,
         /// When, by the monotonic clock.
         nanoseconds: u64,
+        /// Whether it began with a program of its own: a fork holds blocks from before, and nobody knows how many.
+        execed: bool,
         /// Whether it may still be that its libraries are not mapped yet.
         is_early: bool,
     },
@@ -123,7 +125,7 @@ impl Processes {
         // Nothing was there to be missed if the interpreter has not started even now.
         let from_start = match origin {
             Origin::Start => true,
-            Origin::Exec { .. } => !traced.has_started(),
+            Origin::Found { execed, .. } => execed && !traced.has_started(),
             Origin::Running | Origin::Fork { .. } => false,
         };
         let first = if from_start {
@@ -159,10 +161,10 @@ impl Processes {
         };
         match origin {
             Origin::Start | Origin::Running => None,
-            Origin::Exec { parent, nanoseconds, .. } => Some(Followed {
+            Origin::Found { parent, nanoseconds, execed, .. } => Some(Followed {
                 parent,
                 armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
-                blocks_before: first.map(|first| unseen(first, 0)),
+                blocks_before: first.filter(|_| execed).map(|first| unseen(first, 0)),
             }),
             Origin::Fork { parent, nanoseconds, parent_events: (pops, pushes) } => {
                 let parent = self.list.get(parent)?;

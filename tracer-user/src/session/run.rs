@@ -172,9 +172,11 @@ impl<'a> Session<'a> {
     /// Looks at processes of the finder that have not been looked at.
     fn find_more(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         let Some(finder) = &self.finder else { return Ok(()) };
-        for pid in finder.processes()? {
+        let found: FxHashSet<u32> = finder.processes()?.into_iter().collect();
+        // A number that is gone may come back as another process.
+        self.seen.retain(|pid| found.contains(pid));
+        for pid in found {
             if self.seen.insert(pid) && self.processes.running(pid).is_none() {
-                // One that has just execed may be Python in a moment: it is told of, and asked again.
                 self.try_to_watch(pid, Origin::Running, observer)?;
             }
         }
@@ -274,6 +276,7 @@ impl<'a> Session<'a> {
     ) -> Result<(), SessionError> {
         let Some(slot) = self.processes.next_slot() else {
             self.unfollowed += 1;
+            self.follower.settled(target.pid);
             return Ok(());
         };
         let pid = target.pid;
@@ -299,7 +302,7 @@ impl<'a> Session<'a> {
         origin: Origin,
         observer: &mut impl Observer,
     ) -> Result<(), SessionError> {
-        if matches!(origin, Origin::Exec { .. })
+        if matches!(origin, Origin::Found { .. })
             && let Some(finder) = &self.finder
             && !finder.wants(pid)?
         {
@@ -313,14 +316,14 @@ impl<'a> Session<'a> {
             _ => match Target::inspect_with(&mut self.files, "/proc".as_ref(), pid) {
                 // Its malloc is not there yet; it is asked again.
                 Ok(Target { c_library: None, .. })
-                    if matches!(origin, Origin::Exec { is_early: true, .. }) =>
+                    if matches!(origin, Origin::Found { is_early: true, .. }) =>
                 {
                     return Ok(());
                 }
                 Ok(target) => target,
                 Err(DiscoverError::NotPython { .. }) => return Ok(()),
                 // It is ending, or becoming another program: its files are gone from under it.
-                Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Exec { is_early: true, .. }) => {
+                Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Found { is_early: true, .. }) => {
                     return Ok(());
                 }
                 Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
@@ -347,9 +350,13 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A process that is not recorded. It stays followed, for it may have children that are Python, unless every exec is told anyway.
     fn forget(&mut self, pid: u32) -> Result<(), SessionError> {
         self.follower.settled(pid);
-        Ok(self.kernel.unfollow(pid)?)
+        if self.finder.is_some() {
+            self.kernel.unfollow(pid)?;
+        }
+        Ok(())
     }
 
     /// Does what is due after a wake-up.
@@ -359,7 +366,10 @@ impl<'a> Session<'a> {
             self.take_step(step, observer)?;
         }
         if wake == Wake::Tick {
-            self.find_more(observer)?;
+            // Who enters a control group need not exec; who starts on the host does, or is a child.
+            if matches!(self.finder, Some(Finder::Cgroup(_))) {
+                self.find_more(observer)?;
+            }
             self.tick(observer)?;
         }
         Ok(())
@@ -391,8 +401,11 @@ impl<'a> Session<'a> {
     fn take_step(&mut self, step: Step, observer: &mut impl Observer) -> Result<(), SessionError> {
         match step {
             Step::ArmFork { pid, parent, nanoseconds, parent_events } => {
-                let Some(parent) = self.processes.running(parent) else { return Ok(()) };
-                self.try_to_watch(pid, Origin::Fork { parent, nanoseconds, parent_events }, observer)
+                let Some(place) = self.processes.running(parent) else {
+                    self.follower.ask_fork(pid, parent, nanoseconds, Instant::now());
+                    return Ok(());
+                };
+                self.try_to_watch(pid, Origin::Fork { parent: place, nanoseconds, parent_events }, observer)
             }
             Step::Wipe { pid, parent } => {
                 let place = self.processes.running(parent);
@@ -401,14 +414,11 @@ impl<'a> Session<'a> {
                 }
                 Ok(self.kernel.unfollow(pid)?)
             }
-            Step::Inspect { pid, parent, nanoseconds, is_early } => {
-                self.try_to_watch(pid, Origin::Exec { parent, nanoseconds, is_early }, observer)
+            Step::Inspect { pid, parent, nanoseconds, execed, is_early } => {
+                self.try_to_watch(pid, Origin::Found { parent, nanoseconds, execed, is_early }, observer)
             }
             Step::GiveUp { pid } => self.forget(pid),
             Step::Retire { pid, replaced } => {
-                if !replaced {
-                    self.seen.remove(&pid);
-                }
                 let Some(place) = self.processes.running(pid) else { return Ok(()) };
                 let is_root = self.processes.get(place).is_some_and(|watched| watched.is_root);
                 self.processes.retire(&mut self.kernel, place)?;

@@ -118,7 +118,7 @@ fn are_recorded(interpreter: &Interpreter, kind: &str, number: usize) -> Result<
     let mut running = Running::start(family.command(tracer, interpreter, kind, number))?;
     family.born(&mut running, number)?;
     let execs = kind == "subprocess" || kind == "spawn";
-    family.armed(&mut running, if execs { "Exec" } else { "Fork" })?;
+    family.armed(&mut running, if execs { "Found" } else { "Fork" })?;
     family.say("go")?;
     family.have_held();
     family.say("end")?;

@@ -489,8 +489,7 @@ impl Asked<'_> {
     pub fn has_lost_nothing(&self) -> Result<()> {
         // A record that found the ring buffer full, because the tracer had no processor, is sent again: its stack or its name
         // would be missing if it was not.
-        // What children did before they were armed is no loss of those that were recorded.
-        let mut losses = Losses { ring_full: 0, blocks_before_armed: 0, ..self.0.recording.losses.clone() };
+        let mut losses = Losses { ring_full: 0, ..self.0.recording.losses.clone() };
         // Code that `exec` makes and drops may be taken for other code that was at its address before: see the ignored
         // test of code at one address.
         if self.frames_without_a_line().is_empty() {
