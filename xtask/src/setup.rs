@@ -7,6 +7,7 @@ mod arm64_packages;
 mod core_sources;
 mod cross_tools;
 pub mod debian;
+mod free_threaded;
 mod linker;
 mod python;
 mod pythons;
@@ -31,6 +32,7 @@ pub fn run() -> Result<()> {
     outcomes.push(("arm64 files for tests", arm64_packages::bring(&Machine, &sources)));
     let is_root = test_tools::Host::detect().is_root;
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
+    outcomes.push(("a free-threaded interpreter for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
 }
 

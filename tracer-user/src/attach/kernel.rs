@@ -30,6 +30,7 @@ const HELD_PROCESS: usize = 8;
 #[expect(missing_docs, reason = "each is described at its definition in tracer-ebpf/src/kernel")]
 pub enum Program {
     Pop,
+    PagePop,
     Push,
     PoolReturn,
     MallocEnter,
@@ -40,8 +41,9 @@ pub enum Program {
 }
 
 impl Program {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Pop,
+        Self::PagePop,
         Self::Push,
         Self::PoolReturn,
         Self::MallocEnter,
@@ -59,6 +61,7 @@ impl Program {
     const fn name(self) -> &'static str {
         match self {
             Self::Pop => "pop",
+            Self::PagePop => "page_pop",
             Self::Push => "push",
             Self::PoolReturn => "pool_return",
             Self::MallocEnter => "malloc_enter",
@@ -75,7 +78,7 @@ impl Program {
 }
 
 /// The programs that others continue in, in the order of their slots; see `tracer-ebpf/src/kernel/define.rs`.
-const CONTINUED: [&str; 3] = ["define", "send_stack", "book_block"];
+const CONTINUED: [&str; 4] = ["define", "send_stack", "book_block", "find_thread"];
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.
 const WATCHED: [(&str, &CStr); 2] =

@@ -3,6 +3,7 @@
 //! Pure readers over [`crate::discover::memory`]. It must not know probes, the account or outputs.
 pub mod arenas;
 mod header;
+pub mod mimalloc;
 pub mod pools;
 
 #[cfg(test)]

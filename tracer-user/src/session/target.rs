@@ -7,7 +7,7 @@ use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
 use crate::discover::{MappedFile, Target};
 use crate::plan::cache::PlanCache;
-use crate::plan::{Plan, plan_interpreter, plan_malloc};
+use crate::plan::{Plan, plan_free_threaded, plan_interpreter, plan_malloc};
 use crate::session::SessionError;
 
 const PROC: &str = "/proc";
@@ -30,8 +30,12 @@ impl Traced {
         let interpreter = &target.interpreter;
         let cache = PlanCache::usual();
         let interpreter_plan = plan_file(&interpreter.file, |bytes| {
-            let found =
-                cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
+            let found = match (&cache, interpreter.layout.free_threading.is_some()) {
+                (Some(cache), false) => cache.interpreter(bytes),
+                (None, false) => plan_interpreter(bytes),
+                (Some(cache), true) => cache.free_threaded(bytes),
+                (None, true) => plan_free_threaded(bytes),
+            }?;
             for note in &found.checks.notes {
                 tracing::warn!(file = interpreter.file.name, "{note}");
             }
