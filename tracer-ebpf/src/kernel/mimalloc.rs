@@ -16,8 +16,7 @@ use super::stack::Event;
 #[inline(always)]
 pub fn page_pop(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
-    let block =
-        register(&context, event.cookie.block()).wrapping_add_signed(event.cookie.displacement());
+    let block = register(&context, event.cookie.block()).wrapping_add_signed(event.cookie.displacement());
     if block == 0 {
         return 0;
     }

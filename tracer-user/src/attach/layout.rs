@@ -39,8 +39,7 @@ fn set_free_threading(layout: &mut Layout, row: &InterpreterLayout) {
         layout.code_copies = copies.array;
         layout.code_start = start;
         layout.copy_mask = u32::MAX;
-        layout.copy_word =
-            (copies.index.cast_signed() - layout.frame_start).cast_unsigned() / 8;
+        layout.copy_word = (copies.index.cast_signed() - layout.frame_start).cast_unsigned() / 8;
     }
 }
 

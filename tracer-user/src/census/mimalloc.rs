@@ -98,7 +98,8 @@ struct Segment {
 fn segments(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<Vec<Segment>, Reason> {
     let mut found: Vec<(u64, Segment)> = Vec::new();
     let mut looked_at = 0;
-    let usable = mappings.iter().filter(|mapping| mapping.is_anonymous() && mapping.writable && mapping.readable);
+    let usable =
+        mappings.iter().filter(|mapping| mapping.is_anonymous() && mapping.writable && mapping.readable);
     for mapping in usable {
         let Some(first) = mapping.start.checked_next_multiple_of(SEGMENT) else { continue };
         for address in (first..mapping.end).step_by(SEGMENT as usize) {

@@ -80,7 +80,9 @@ pub enum DiscoverError {
         source: PublishedError,
     },
     /// A free-threaded build that was never tried.
-    #[error("process {pid} runs a free-threaded CPython {version}, which is not supported: of free-threaded builds only 3.13 and 3.14 are")]
+    #[error(
+        "process {pid} runs a free-threaded CPython {version}, which is not supported: of free-threaded builds only 3.13 and 3.14 are"
+    )]
     FreeThreaded {
         /// The process.
         pid: u32,

@@ -15,7 +15,8 @@ pub fn plan_free_threaded<Set: InstructionSet>(elf: &Elf<'_>) -> InterpreterPlan
     take(elf, &pops, &mut points, &mut checks);
     take(elf, &frees, &mut points, &mut checks);
     drop_ambiguous(&mut points, &mut checks);
-    checks.pops = points.iter().filter(|point| matches!(point.kind, super::PointKind::PagePop { .. })).count();
+    checks.pops =
+        points.iter().filter(|point| matches!(point.kind, super::PointKind::PagePop { .. })).count();
     checks.pushes = points.len() - checks.pops;
     checks.notes.extend(is_cut.then_some(PlanNote::Cut));
     if (checks.pops == 0) != (checks.pushes == 0) {

@@ -42,14 +42,22 @@ fn lines_agree_with_tracemalloc(interpreter: &Interpreter) -> Result<()> {
     let mut n_lines = 0;
     for (line, (bytes, count)) in inside.iter().filter(|(_, (_, count))| *count >= 1000) {
         let ours = outside.get(line).copied().unwrap_or_default();
-        say(&format!("{}: line {line}: {ours:?}, {bytes} bytes in {count} by tracemalloc", interpreter.label));
+        say(&format!(
+            "{}: line {line}: {ours:?}, {bytes} bytes in {count} by tracemalloc",
+            interpreter.label
+        ));
         ensure!(ours == amount(*bytes, *count), "line {line}: {ours:?}, {bytes} in {count} by tracemalloc");
         n_lines += 1;
     }
     ensure!(n_lines >= 5, "only {n_lines} lines: {inside:?}");
     check_threads(&profile, threads)?;
     let (allocations, frees) = Asked(&profile).coverage()?;
-    say(&format!("{}: {:.4} % of allocations, {:.4} % of frees", interpreter.label, allocations * 100.0, frees * 100.0));
+    say(&format!(
+        "{}: {:.4} % of allocations, {:.4} % of frees",
+        interpreter.label,
+        allocations * 100.0,
+        frees * 100.0
+    ));
     Asked(&profile).is_whole()
 }
 
@@ -57,7 +65,9 @@ fn lines_agree_with_tracemalloc(interpreter: &Interpreter) -> Result<()> {
 fn check_threads(profile: &Profile, threads: &str) -> Result<()> {
     let ids: Option<HashMap<u64, u32>> = threads
         .lines()
-        .map(|line| line.split_once(' ').and_then(|(number, id)| Some((number.parse().ok()?, id.parse().ok()?))))
+        .map(|line| {
+            line.split_once(' ').and_then(|(number, id)| Some((number.parse().ok()?, id.parse().ok()?)))
+        })
         .collect();
     let ids = ids.context("no thread ids")?;
     ensure!(ids.len() == 6, "{ids:?}");
@@ -71,7 +81,8 @@ fn check_threads(profile: &Profile, threads: &str) -> Result<()> {
         ensure!((3001..=4100).contains(&allocated.count), "thread {number}: {allocated:?}");
     }
     let outside = asked.markers().into_iter().find(|marker| marker.contains("outside of Python"));
-    let foreign = outside.map(|marker| asked.sum(Metric::Allocated, |sample| asked.innermost(sample) == marker));
+    let foreign =
+        outside.map(|marker| asked.sum(Metric::Allocated, |sample| asked.innermost(sample) == marker));
     // A thread that starts allocates before its state is its own.
     ensure!(foreign.is_none_or(|foreign| foreign.count < 200), "{foreign:?} by threads outside of Python");
     Ok(())
@@ -99,11 +110,15 @@ fn threads_known_before(interpreter: &Interpreter) -> Result<()> {
     threads.dedup();
     ensure!(threads.len() == 8, "{} of 8 threads were seen in `churn`", threads.len());
     let whole = asked.sum(Metric::Allocated, |_| true);
-    let known = asked.sum(Metric::Allocated, |sample| asked.frames(sample).any(|frame| frame.function == "churn"));
+    let known =
+        asked.sum(Metric::Allocated, |sample| asked.frames(sample).any(|frame| frame.function == "churn"));
     ensure!(known.count * 1000 >= whole.count * 999, "{known:?} of {whole:?} have their stacks");
     say(&format!("{}: {} blocks, {:?}", interpreter.label, whole.count, profile.recording.coverage));
     let (allocations, frees) = asked.coverage()?;
-    ensure!(allocations >= 0.999 && frees >= 0.999, "coverage {allocations} of allocations, {frees} of frees");
+    ensure!(
+        allocations >= 0.999 && frees >= 0.999,
+        "coverage {allocations} of allocations, {frees} of frees"
+    );
     Ok(())
 }
 

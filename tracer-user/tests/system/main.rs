@@ -76,10 +76,8 @@ fn main() -> ExitCode {
             .with_ignored_flag(!able && !is_ci),
     ];
     let tests = [errors::TESTS, command::TESTS, attach::TESTS, exact::TESTS, threads::TESTS, outputs::TESTS];
-    for Test { name, check: kind, runs_here } in tests
-        .into_iter()
-        .chain([kernel::TESTS, limits::TESTS, truth::TESTS, free_threaded::TESTS])
-        .flatten()
+    for Test { name, check: kind, runs_here } in
+        tests.into_iter().chain([kernel::TESTS, limits::TESTS, truth::TESTS, free_threaded::TESTS]).flatten()
     {
         let ignored = !able || !runs_here();
         match *kind {

@@ -60,7 +60,8 @@ fn download(runner: &impl Runner, sources: &Sources, folder: &Path) -> Result<Pa
 fn build(runner: &impl Runner, archive: &Path, tree: &Path, prefix: &Path) -> Result<()> {
     fs::create_dir_all(tree).with_context(|| format!("failed to create `{}`", tree.display()))?;
     let text = |path: &Path| path.display().to_string();
-    let unpack = ["-xf".to_owned(), text(archive), "-C".to_owned(), text(tree), "--strip-components=1".to_owned()];
+    let unpack =
+        ["-xf".to_owned(), text(archive), "-C".to_owned(), text(tree), "--strip-components=1".to_owned()];
     runner.output(&Invocation::new("tar").args(unpack))?;
     let configure = Invocation::new("./configure").directory(tree).args([
         "-q".to_owned(),

@@ -4,7 +4,7 @@
 //! object's instructions. It must not read memory.
 
 use super::published::{PublishedError, Table};
-use super::{InstructionStore, InterpreterLayout, Offset, PublishedPlaces};
+use super::{InstructionStore, InterpreterLayout, Offset, PublishedPlaces, StateBits};
 
 /// What only free-threaded builds have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,9 @@ pub(super) fn complete(
     if let InstructionStore::Inline { units, .. } = &mut row.code.instructions {
         *units = row.bytes.size;
     }
-    if copies.is_some() {
+    if row.minor >= 14 {
+        // `interned` is a byte of its own there, so that it can be changed at once (Include/cpython/unicodeobject.h).
+        row.string.state_bits = StateBits { kind_shift: 8, compact: 11, ascii: 12 };
         // `co_tlbc` lies between `_co_firsttraceable` and the instructions.
         row.code.first_traceable = row.code.first_traceable.and_then(|offset| offset.checked_sub(8));
     }

@@ -113,7 +113,12 @@ impl Table<'_> {
     }
 
     /// The offset of a member of `width` bytes in a structure of `size` bytes.
-    pub(super) fn member(&self, (field, place): Field, width: u64, size: u64) -> Result<Offset, PublishedError> {
+    pub(super) fn member(
+        &self,
+        (field, place): Field,
+        width: u64,
+        size: u64,
+    ) -> Result<Offset, PublishedError> {
         let value = self.word(place)?;
         let fits = value.is_multiple_of(width) && value.checked_add(width).is_some_and(|end| end <= size);
         let offset = Offset::try_from(value).ok().filter(|_| fits);

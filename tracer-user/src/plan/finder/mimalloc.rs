@@ -127,9 +127,8 @@ fn examine_pop<'data, C: Code<'data>>(code: &mut C, load: &C::Instruction) -> Op
         return None;
     }
     code.execute(load, &mut machine);
-    let (_, block) = machine
-        .registers()
-        .find(|(_, value)| machine.origins().loaded_from(*value) == Some(head))?;
+    let (_, block) =
+        machine.registers().find(|(_, value)| machine.origins().loaded_from(*value) == Some(head))?;
     let mut address = load.next_address();
     for _ in 0..STEPS_TO_TEST {
         let instruction = code.at(address)?;
@@ -262,7 +261,11 @@ fn follow_free<'data, C: Code<'data>>(
 }
 
 /// Executes up to and with the mask: the machine, the block, its segment, and where it goes on.
-fn masked<'data, C: Code<'data>>(code: &mut C, start: u64, mask: u64) -> Option<(Machine, Value, Value, u64)> {
+fn masked<'data, C: Code<'data>>(
+    code: &mut C,
+    start: u64,
+    mask: u64,
+) -> Option<(Machine, Value, Value, u64)> {
     let mut machine = Machine::default();
     let mut address = start;
     for _ in 0..=LOOK_BACK {
@@ -271,10 +274,13 @@ fn masked<'data, C: Code<'data>>(code: &mut C, start: u64, mask: u64) -> Option<
             code.execute(&instruction, &mut machine);
         }
         if address == mask {
-            let found = machine.registers().find_map(|(_, value)| match machine.origins().definition(value) {
-                Definition::Masked { of, mask } if mask == SEGMENT_MASK && value.offset == 0 => Some((of, value)),
-                _ => None,
-            });
+            let found =
+                machine.registers().find_map(|(_, value)| match machine.origins().definition(value) {
+                    Definition::Masked { of, mask } if mask == SEGMENT_MASK && value.offset == 0 => {
+                        Some((of, value))
+                    }
+                    _ => None,
+                });
             let (block, segment) = found?;
             return Some((machine, block, segment, instruction.next_address()));
         }
@@ -285,7 +291,8 @@ fn masked<'data, C: Code<'data>>(code: &mut C, start: u64, mask: u64) -> Option<
 
 /// Whether some path from here puts `block` onto a page's list.
 fn pushes<'data, C: Code<'data>>(code: &mut C, machine: Machine, address: u64, block: Value) -> bool {
-    let mut paths = vec![Path { machine, address, steps: STEPS_TO_PUSH, forks: FORKS_TO_PUSH, touched: true }];
+    let mut paths =
+        vec![Path { machine, address, steps: STEPS_TO_PUSH, forks: FORKS_TO_PUSH, touched: true }];
     while let Some(mut path) = paths.pop() {
         let before = path.machine.stores().len();
         while path.steps > 0 {

@@ -121,7 +121,8 @@ impl finder::Instruction for Decoded {
     }
 
     fn mask(&self) -> Option<i64> {
-        let masks = matches!(self.0.code(), Opcode::And_rm64_imm32 | Opcode::And_rm64_imm8 | Opcode::And_RAX_imm32);
+        let masks =
+            matches!(self.0.code(), Opcode::And_rm64_imm32 | Opcode::And_rm64_imm8 | Opcode::And_RAX_imm32);
         (masks && self.0.op0_kind() == OpKind::Register).then(|| self.0.immediate(1).cast_signed())
     }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::discover::layout::{CodeCopies, FreeThreading, layout, rows};
+use crate::discover::layout::{CodeCopies, FreeThreading, StateBits, layout, rows};
 
 fn row(minor: u8) -> InterpreterLayout {
     layout(3, minor).copied().unwrap()
@@ -121,7 +121,7 @@ fn a_free_threaded_build_is_followed() {
     assert_eq!(found.runtime.gil_last_holder, Some(row.runtime.threads_head));
 }
 
-/// From 3.14 on threads run copies of their own; where those are follows what is published of the frame's owner and the instructions.
+/// What the headers of 3.14.4 say, in part: threads run copies of their own, and where those are follows what is published of the frame's owner and the instructions.
 #[test]
 fn copies_of_instructions_are_found() {
     let row = row(14);
@@ -129,13 +129,17 @@ fn copies_of_instructions_are_found() {
     let mut table = table_of(&row);
     table.resize(2000, 0);
     set(&mut table, FREE_THREADED, 1);
-    set(&mut table, places.code_start, 240);
-    set(&mut table, places.code_size, 248);
-    set(&mut table, places.code_start + 8, 232);
+    set(&mut table, places.code_start, 232);
+    set(&mut table, places.code_size, 240);
+    set(&mut table, places.code_start + 8, 224);
     set(&mut table, places.frame_owner + 16, 72);
     let found = row.with_published(&table).unwrap();
-    assert_eq!(found.free_threading, Some(FreeThreading { copies: Some(CodeCopies { array: 232, index: 72 }) }));
-    assert_eq!(found.code.first_traceable, row.code.first_traceable.map(|offset| offset + 32 - 8));
+    assert_eq!(
+        found.free_threading,
+        Some(FreeThreading { copies: Some(CodeCopies { array: 224, index: 72 }) })
+    );
+    assert_eq!(found.code.first_traceable, Some(208));
+    assert_eq!(found.string.state_bits, StateBits { kind_shift: 8, compact: 11, ascii: 12 });
 }
 
 #[test]
