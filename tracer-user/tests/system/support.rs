@@ -39,9 +39,9 @@ pub fn interpreters() -> Vec<Interpreter> {
     of_kind(false)
 }
 
-/// Every free-threaded one.
+/// Every free-threaded one of a version that is not refused.
 pub fn free_threaded() -> Vec<Interpreter> {
-    of_kind(true)
+    of_kind(true).into_iter().filter(|interpreter| interpreter.minor == 13).collect()
 }
 
 fn of_kind(is_free_threaded: bool) -> Vec<Interpreter> {

@@ -112,6 +112,7 @@ fn a_free_threaded_build_is_followed() {
     set(&mut table, places.bytes_size, 32);
     set(&mut table, places.thread_state_next, 8);
     set(&mut table, places.code_start, 216);
+    set(&mut table, places.code_size, 224);
     let found = row.with_published(&table).unwrap();
     assert_eq!(found.free_threading, Some(FreeThreading { copies: None }));
     assert_eq!(found.code.instructions, InstructionStore::Inline { start: 216, units: 32 });
@@ -133,7 +134,10 @@ fn copies_of_instructions_are_found() {
     set(&mut table, places.code_size, 240);
     set(&mut table, places.code_start + 8, 224);
     set(&mut table, places.frame_owner + 16, 72);
-    let found = row.with_published(&table).unwrap();
+    let mut found = row;
+    let table = Table { bytes: &table };
+    table.code(&mut found, &places).unwrap();
+    free_threaded::apply(&mut found, &table, &places).unwrap();
     assert_eq!(
         found.free_threading,
         Some(FreeThreading { copies: Some(CodeCopies { array: 224, index: 72 }) })
@@ -144,10 +148,11 @@ fn copies_of_instructions_are_found() {
 
 #[test]
 fn a_free_threaded_build_that_was_never_tried_is_refused() {
-    let row = row(15);
-    let mut table = table_of(&row);
-    set(&mut table, FREE_THREADED, 1);
-    assert_eq!(row.with_published(&table), Err(PublishedError::FreeThreaded));
+    for row in [row(14), row(15)] {
+        let mut table = table_of(&row);
+        set(&mut table, FREE_THREADED, 1);
+        assert_eq!(row.with_published(&table), Err(PublishedError::FreeThreaded));
+    }
 }
 
 #[track_caller]
