@@ -72,13 +72,24 @@ fn check_threads(profile: &Profile, threads: &str) -> Result<()> {
     let ids = ids.context("no thread ids")?;
     ensure!(ids.len() == 6, "{ids:?}");
     let asked = Asked(profile);
+    let source = std::fs::read_to_string(crate::support::program("free_threaded.py"))?;
+    let position = source.lines().position(|line| line.contains("] = bytes(")).context("no such line")?;
+    let line = u32::try_from(position)? + 1;
     for (number, id) in ids {
-        let allocated = asked.sum(Metric::Allocated, |sample| {
-            let frames: Vec<&str> = asked.frames(sample).map(|frame| &*frame.function).collect();
-            sample.thread == id && sample.domain == Domain::Pymalloc && frames.starts_with(&["keep", "work"])
-        });
-        // Five blocks a round and the buffer of one; numbers and iterators on top of them.
-        ensure!((3001..=4100).contains(&allocated.count), "thread {number}: {allocated:?}");
+        let of = |metric| {
+            asked.sum(metric, |sample| {
+                let innermost = asked.frames(sample).next();
+                let is_line = innermost.is_some_and(|frame| frame.function == "keep" && frame.line == line);
+                sample.thread == id && sample.domain == Domain::Pymalloc && is_line
+            })
+        };
+        let (allocated, live) = (of(Metric::Allocated).count, of(Metric::Live).count);
+        // Another thread has dropped every second block.
+        // A block more may be passing, such as the number that counts them.
+        ensure!(
+            (500..=510).contains(&allocated) && live == 250,
+            "thread {number}: {allocated} allocated, {live} live"
+        );
     }
     let outside = asked.markers().into_iter().find(|marker| marker.contains("outside of Python"));
     let foreign =
