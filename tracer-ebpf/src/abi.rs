@@ -14,6 +14,15 @@ pub const THREAD_BUCKETS: u32 = 1024;
 /// `szidx` in `struct pool_header` (Objects/obmalloc.c, the same in 3.8 to 3.15).
 pub const POOL_SIZE_INDEX: u64 = 36;
 
+/// `xblock_size` in `struct mi_page_s` (Include/internal/mimalloc/mimalloc/types.h, the same in 3.13 and 3.14): bytes of each block.
+pub const PAGE_BLOCK_SIZE: u64 = 28;
+/// `slice_count` in it: the page's slices.
+pub const PAGE_SLICE_COUNT: u64 = 0;
+/// From here on `xblock_size` says only that the block is larger (`MI_HUGE_BLOCK_SIZE`).
+pub const LARGEST_PAGE_BLOCK: u64 = 2 << 30;
+/// `MI_SEGMENT_SLICE_SIZE`, as a power of two.
+pub const PAGE_SLICE_SHIFT: u32 = 16;
+
 /// What a probe point means; the low byte of its cookie.
 pub mod kind {
     /// A block has left its pool.
@@ -26,6 +35,8 @@ pub mod kind {
     pub const PUSH_INDIRECT: u8 = 4;
     /// As [`POP`], but the operand is where the block's address is.
     pub const POP_INDIRECT: u8 = 5;
+    /// A block is about to leave its mimalloc page; the block is 0 where the page has none to give.
+    pub const PAGE_POP: u8 = 6;
     /// The first entry of the malloc family; [`MALLOC`](self::MALLOC)` + n` is the n-th function of [`function`](super::function).
     pub const MALLOC: u8 = 16;
 }
@@ -181,6 +192,19 @@ pub struct Layout {
     pub pool_mask: u32,
     /// What the C library subtracts from the thread pointer to get `pthread_self`: 0 on x86-64.
     pub thread_self_distance: u32,
+    /// `PyThreadState.next` of a free-threaded interpreter, whose `thread_state_pointer` is the head of its list of threads; `prev` is the
+    /// word before. 0: the interpreter has a lock.
+    pub thread_next: u32,
+    /// `PyCodeObject.co_tlbc`: a code object's instructions, a copy for each thread (free-threaded 3.14 and later).
+    pub code_copies: u32,
+    /// Mask of the 32 bits of the frame that say which copy: 0 where there are none.
+    pub copy_mask: u32,
+    /// Index of the word that has them.
+    pub copy_word: u32,
+    /// `PyCodeObject.co_code_adaptive`: where the first copy begins. 0 where there are no others.
+    pub code_start: u32,
+    /// Zero.
+    pub spare: u32,
 }
 
 /// The first word of every record.

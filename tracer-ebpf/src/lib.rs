@@ -14,4 +14,5 @@ pub mod hash;
 pub mod live;
 pub mod memory;
 pub mod tables;
+pub mod threads;
 pub mod walk;

@@ -100,7 +100,9 @@ pub fn walk_part<const FRAMES: usize, M: Memory>(
         // Both are small: the difference is negative if `owner` is below.
         let is_python = owner.wrapping_sub(u64::from(layout.owner_skip_from)) >> 63 & differs(code, 0);
         let at = word(&words, layout.instruction_word);
-        let instruction = at.wrapping_sub(code & layout.instruction_base) as u32;
+        let copy = word(&words, layout.copy_word) & u64::from(layout.copy_mask);
+        let base = if copy != 0 { copied_from(memory, layout, code, copy) } else { code };
+        let instruction = at.wrapping_sub(base & layout.instruction_base) as u32;
         if visitor.visit(Visited { code, instruction, is_python }).is_break() {
             return end::COMPLETE;
         }
@@ -110,6 +112,15 @@ pub fn walk_part<const FRAMES: usize, M: Memory>(
         }
     }
     end::TRUNCATED
+}
+
+/// Where a code object would be whose instructions were this copy of them (`_PyCodeArray`, Include/cpython/code.h): in free-threaded builds from 3.14 on
+/// every thread but the first runs copies of its own.
+#[inline(always)]
+fn copied_from<M: Memory>(memory: &M, layout: &Layout, code: u64, copy: u64) -> u64 {
+    let array = memory.word_or_zero(code.wrapping_add(u64::from(layout.code_copies)));
+    let copied = memory.word_or_zero(array.wrapping_add(8 + (copy << 3)));
+    copied.wrapping_sub(u64::from(layout.code_start))
 }
 
 /// Tells code objects apart that lived at one address, by what they point to.

@@ -3,9 +3,9 @@
 #[path = "plan_x86/program.rs"]
 mod program;
 
-use alloctrace::plan::{Operand, PlanNote, PointKind, Register};
+use alloctrace::plan::{Operand, PlanNote, PointKind, Register, plan_free_threaded};
 use iced_x86::code_asm::*;
-use program::{Program, find};
+use program::{Program, find, find_with};
 
 const RAX: Register = Register(0);
 const RCX: Register = Register(1);
@@ -368,4 +368,85 @@ fn says_that_pops_without_pushes_are_no_allocator() {
             "1 pops but 0 pushes; this is not a whole pymalloc"
         ]
     );
+}
+
+/// gcc 12 on `mi_heap_malloc`: the page is looked up, its list tested, and a block taken.
+fn page_pop(code: &mut Program, counter: i32) {
+    code.op(|a| a.mov(rax, qword_ptr(rdi + rax * 8 + 8)));
+    code.op(|a| a.mov(rdx, qword_ptr(rax + 0x10)));
+    code.op(|a| a.test(rdx, rdx));
+    let mut slow = code.probe_label();
+    code.op(|a| a.add(dword_ptr(rax + counter), 1));
+    code.op(|a| a.mov(rcx, qword_ptr(rdx)));
+    code.op(|a| a.mov(qword_ptr(rax + 0x10), rcx));
+    code.op(|a| a.mov(rax, rdx));
+    code.op(CodeAssembler::ret);
+    code.place(&mut slow);
+    code.op(|a| a.xor(ecx, ecx));
+}
+
+/// gcc 12 on `mi_free`, as far as it matters: `mask` of the segment, whose owner is compared, and a push of `pushed`.
+fn page_free(code: &mut Program, mask: i32, pushed: AsmRegister64) {
+    let mut null = code.label();
+    code.op(|a| a.mov(rcx, rdi));
+    code.op(|a| a.test(rdi, rdi));
+    code.op(|a| a.je(null));
+    code.op(|a| a.lea(rdi, qword_ptr(rdi - 1)));
+    code.op(|a| a.mov(rax, rcx));
+    code.op(|a| a.and(rdi, mask));
+    code.op(|a| a.sub(rax, rdi));
+    code.op(|a| a.mov(r8, qword_ptr(rdi + 0x100)));
+    code.op(|a| a.shr(rax, 16));
+    code.op(|a| a.lea(rsi, qword_ptr(rax + 0x108)));
+    code.op(|a| a.mov(rdx, qword_ptr(0).fs()));
+    code.op(|a| a.add(rsi, rdi));
+    code.op(|a| a.cmp(r8, rdx));
+    let mut remote = code.probe_label();
+    let mut full = code.label();
+    code.op(|a| a.cmp(byte_ptr(rsi + 0xe), 0));
+    code.op(|a| a.jne(full));
+    code.op(|a| a.mov(rax, qword_ptr(rsi + 0x20)));
+    code.op(|a| a.mov(qword_ptr(pushed), rax));
+    code.op(|a| a.mov(qword_ptr(rsi + 0x20), pushed));
+    code.op(|a| a.sub(dword_ptr(rsi + 0x18), 1));
+    code.place(&mut null);
+    code.op(CodeAssembler::ret);
+    code.place(&mut remote);
+    code.op(|a| a.xor(edx, edx));
+    code.op(CodeAssembler::ret);
+    code.place(&mut full);
+}
+
+fn page_kinds(write: impl FnOnce(&mut Program)) -> Vec<PointKind> {
+    let found = find_with(plan_free_threaded, write);
+    assert!(found.kinds().is_empty() || found.offsets() == found.probes, "on the wrong instructions");
+    found.kinds()
+}
+
+#[test]
+fn finds_where_blocks_leave_pages_and_where_they_are_freed() {
+    let kinds = page_kinds(|code| {
+        page_pop(code, 0x18);
+        code.op(CodeAssembler::ret);
+        page_free(code, -0x200_0000, rcx);
+    });
+    let pop = PointKind::PagePop { block: held(RDX, 0), page: RAX };
+    assert_eq!(kinds, [pop, PointKind::Push { block: held(RCX, 0) }]);
+}
+
+/// What is no mimalloc, or half of one, has no points: each of these differs from the above in one thing.
+#[test]
+fn what_only_looks_like_pages_has_no_points() {
+    for (counter, mask, pushed) in
+        [(0x1c, -0x200_0000, rcx), (0x18, -0x10_0000, rcx), (0x18, -0x200_0000, r9)]
+    {
+        let kinds = page_kinds(|code| {
+            page_pop(code, counter);
+            code.op(CodeAssembler::ret);
+            page_free(code, mask, pushed);
+        });
+        assert_eq!(kinds, [], "counter at {counter}, mask {mask}");
+    }
+    assert_eq!(page_kinds(gcc_pop), []);
+    assert_eq!(page_kinds(gcc_push), []);
 }

@@ -7,6 +7,7 @@ mod allocators;
 mod core_sources;
 mod cross_tools;
 pub mod debian;
+mod free_threaded;
 mod linker;
 mod musl;
 mod python;
@@ -36,6 +37,7 @@ pub fn run() -> Result<()> {
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
     let services = python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
+    outcomes.push(("a free-threaded interpreter for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
 }
 

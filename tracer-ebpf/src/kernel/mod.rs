@@ -8,6 +8,7 @@ mod call;
 mod define;
 mod maps;
 mod memory;
+mod mimalloc;
 mod process;
 mod pymalloc;
 mod registers;

@@ -8,6 +8,7 @@ use tracer_ebpf::abi::{Cookie, Layout, MAX_FRAMES, end};
 use tracer_ebpf::account::{AccountId, Books, add};
 use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::tables::{Settings, Tables as _, Thread, Totals};
+use tracer_ebpf::threads::is_still_own;
 use tracer_ebpf::walk::{
     Identity, Start, innermost, locked_thread_state, own_thread_state, thread_state, walk_part,
 };
@@ -76,11 +77,10 @@ impl Event {
     pub fn stack_start(&self, thread: Option<&Thread>, locked: bool) -> Start {
         let layout = self.layout;
         let proved = thread.map_or(0, |thread| thread.thread_state.load());
-        let mut own = 0;
-        if !locked || layout.thread_slot != 0 {
-            let offset = self.settings.thread_pointer_offset.load();
-            own = thread_self(offset, u64::from(layout.thread_self_distance));
+        if layout.thread_next != 0 {
+            return self.free_threaded_start(proved);
         }
+        let own = if !locked || layout.thread_slot != 0 { self.own_ident() } else { 0 };
         let state = match own_thread_state(&UserMemory, layout, own) {
             0 if locked => locked_thread_state(&UserMemory, layout),
             0 => thread_state(&UserMemory, layout, proved, own),
@@ -97,6 +97,22 @@ impl Event {
                 innermost(&UserMemory, layout, state)
             }
         }
+    }
+
+    /// The same where there is no lock: what the thread was last seen with, if that still is its own.
+    #[inline(always)]
+    fn free_threaded_start(&self, proved: u64) -> Start {
+        if is_still_own(&UserMemory, self.layout, proved, self.own_ident()) {
+            innermost(&UserMemory, self.layout, proved)
+        } else {
+            Start { frame: 0, reason: end::FOREIGN_THREAD }
+        }
+    }
+
+    /// What marks the running thread's state: its `pthread_self`.
+    #[inline(always)]
+    pub fn own_ident(&self) -> u64 {
+        thread_self(self.settings.thread_pointer_offset.load(), u64::from(self.layout.thread_self_distance))
     }
 
     /// Prepares to walk the thread's stack.

@@ -36,6 +36,7 @@ pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 #[expect(missing_docs, reason = "each is described at its definition in tracer-ebpf/src/kernel")]
 pub enum Program {
     Pop,
+    PagePop,
     Push,
     PoolReturn,
     MallocEnter,
@@ -46,8 +47,9 @@ pub enum Program {
 }
 
 impl Program {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Pop,
+        Self::PagePop,
         Self::Push,
         Self::PoolReturn,
         Self::MallocEnter,
@@ -65,6 +67,7 @@ impl Program {
     const fn name(self) -> &'static str {
         match self {
             Self::Pop => "pop",
+            Self::PagePop => "page_pop",
             Self::Push => "push",
             Self::PoolReturn => "pool_return",
             Self::MallocEnter => "malloc_enter",
@@ -81,7 +84,7 @@ impl Program {
 }
 
 /// The programs that others continue in, in the order of their slots; see `tracer-ebpf/src/kernel/define.rs`.
-const CONTINUED: [&str; 4] = ["define", "send_stack", "book_block", "send_code"];
+const CONTINUED: [&str; 5] = ["define", "send_stack", "book_block", "send_code", "find_thread"];
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.
 const WATCHED: [(&str, &CStr); 3] = [

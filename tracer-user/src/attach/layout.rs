@@ -4,7 +4,7 @@ use tracer_ebpf::abi::Layout;
 use tracer_ebpf::memory::WIDE_BYTES;
 
 use crate::discover::Target;
-use crate::discover::layout::{FrameSource, InstructionKind, InterpreterLayout};
+use crate::discover::layout::{FrameSource, InstructionKind, InstructionStore, InterpreterLayout};
 
 /// The layout of a process. `thread_state_pointer` is the address of the pointer to the running thread's state, `thread_slot` the distance
 /// from `pthread_self` to each thread's own, 0 where that is not known.
@@ -28,7 +28,21 @@ pub fn kernel_layout(target: &Target, thread_state_pointer: u64, thread_slot: i6
     };
     set_frame(&mut layout, row);
     set_code(&mut layout, row);
+    set_free_threading(&mut layout, row);
     layout
+}
+
+fn set_free_threading(layout: &mut Layout, row: &InterpreterLayout) {
+    let Some(free_threading) = row.free_threading else { return };
+    layout.thread_next = row.thread_state.next;
+    if let (Some(copies), InstructionStore::Inline { start, .. }) =
+        (free_threading.copies, row.code.instructions)
+    {
+        layout.code_copies = copies.array;
+        layout.code_start = start;
+        layout.copy_mask = u32::MAX;
+        layout.copy_word = (copies.index.cast_signed() - layout.frame_start).cast_unsigned() / 8;
+    }
 }
 
 fn set_frame(layout: &mut Layout, row: &InterpreterLayout) {

@@ -27,8 +27,14 @@ pub struct FilePlan<'a> {
 
 /// The programs of a recording, in the order in which they are armed: a return before its entry, so that no entry waits for
 /// a return that is not watched, and frees before allocations.
-const ORDER: [Program; 5] =
-    [Program::Push, Program::MallocReturn, Program::MallocEnter, Program::PoolReturn, Program::Pop];
+const ORDER: [Program; 6] = [
+    Program::Push,
+    Program::MallocReturn,
+    Program::MallocEnter,
+    Program::PoolReturn,
+    Program::Pop,
+    Program::PagePop,
+];
 
 /// Arms every point of `plans` in a process. With `bare`, the points start a program that does nothing: the floor that the
 /// benches compare with.
@@ -63,6 +69,7 @@ fn probe_point(point: &Point, program: Program, slot: Slot) -> Option<ProbePoint
         PointKind::PopIndirect { block, pool } => (Program::Pop, kind::POP_INDIRECT, block, pool),
         PointKind::PushIndirect { block } => (Program::Push, kind::PUSH_INDIRECT, block, Register(0)),
         PointKind::NewPoolReturn => (Program::PoolReturn, kind::POOL_RETURN, NO_OPERAND, Register(0)),
+        PointKind::PagePop { block, page } => (Program::PagePop, kind::PAGE_POP, block, page),
         PointKind::Malloc(MallocFunction::Free) if program == Program::MallocReturn => return None,
         PointKind::Malloc(called) if program == Program::MallocReturn => {
             (program, kind::MALLOC + number_of(called), NO_OPERAND, Register(0))

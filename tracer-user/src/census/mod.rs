@@ -4,6 +4,7 @@
 pub mod allocators;
 pub mod arenas;
 mod header;
+pub mod mimalloc;
 pub mod pools;
 
 #[cfg(test)]

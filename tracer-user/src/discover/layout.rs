@@ -5,9 +5,11 @@
 //! (`published.rs`). This file must not read memory: it is data and arithmetic only.
 
 mod arm64;
+mod free_threaded;
 mod published;
 mod rows;
 
+pub use free_threaded::{CodeCopies, FreeThreading};
 pub use published::PublishedError;
 
 /// Bytes from the start of a structure.
@@ -36,6 +38,8 @@ pub struct InterpreterLayout {
     pub pools: PoolLayout,
     /// Where the interpreter itself says most of the above (3.13+).
     pub published: Option<PublishedPlaces>,
+    /// In free-threaded builds, what only they have.
+    pub free_threading: Option<FreeThreading>,
 }
 
 /// `_PyRuntimeState` (Include/internal/pycore_runtime.h; 3.8: pycore_pystate.h) and `PyInterpreterState`.
@@ -45,7 +49,8 @@ pub struct RuntimeLayout {
     ///
     /// 3.8 to 3.11: `gilstate.tstate_current`, the state of the thread that holds the GIL, null while nobody does.
     /// 3.12 and later: `_main_interpreter._gil.last_holder`, which stays when the GIL is given up.
-    /// Either way it is the running thread's only if its `thread_id` or `native_thread_id` says so.
+    /// Free-threaded builds: `_main_interpreter.threads.head`, the newest thread's.
+    /// In any case it is the running thread's only if its `thread_id` or `native_thread_id` says so.
     ///
     /// From 3.12 on this crosses the static objects (their number may change with a patch release) and the C
     /// library's lock types (their size differs on arm64 and musl). From 3.13 on it follows from published sizes; the row of 3.12 is
@@ -56,7 +61,7 @@ pub struct RuntimeLayout {
     pub interpreters_head: Offset,
     /// From `_PyRuntime` to `interpreters.main` (a pointer).
     pub interpreters_main: Offset,
-    /// From an interpreter state to `_gil.last_holder` (3.12+).
+    /// From an interpreter state to `_gil.last_holder` (3.12+); to `threads.head` in free-threaded builds.
     pub gil_last_holder: Option<Offset>,
     /// From an interpreter state to the next one (a pointer).
     pub interpreter_next: Offset,
@@ -284,8 +289,8 @@ impl InterpreterLayout {
     }
 }
 
-/// The row of a version; `None` where there is none (free-threaded builds have none either: do not ask for them). From 3.13 on it is to be
-/// corrected by what the interpreter publishes: [`InterpreterLayout::with_published`].
+/// The row of a version; `None` where there is none. It is that of a build with a lock. From 3.13 on it is to be corrected by what the interpreter
+/// publishes: [`InterpreterLayout::with_published`].
 pub fn layout(major: u8, minor: u8) -> Option<&'static InterpreterLayout> {
     rows().iter().find(|row| row.major == major && row.minor == minor)
 }

@@ -80,8 +80,10 @@ pub enum DiscoverError {
         /// What is wrong with it.
         source: PublishedError,
     },
-    /// A free-threaded build.
-    #[error("process {pid} runs a free-threaded CPython {version}, which is not supported yet")]
+    /// A free-threaded build that was never tried.
+    #[error(
+        "process {pid} runs a free-threaded CPython {version}, which is not supported: of free-threaded builds only 3.13 is"
+    )]
     FreeThreaded {
         /// The process.
         pid: u32,
@@ -145,6 +147,14 @@ pub struct Interpreter {
     pub layout: InterpreterLayout,
     /// Address of `_PyRuntime` in the process.
     pub runtime: u64,
+}
+
+impl std::fmt::Display for Interpreter {
+    /// The version, with the `t` that free-threaded builds carry.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mark = if self.layout.free_threading.is_some() { "t" } else { "" };
+        write!(formatter, "{}{mark}", self.version)
+    }
 }
 
 /// A process that can be traced.

@@ -7,6 +7,7 @@
 mod cold;
 mod filter;
 pub mod machine;
+mod mimalloc;
 mod patterns;
 mod sweep;
 mod targets;
@@ -14,6 +15,7 @@ pub mod value;
 mod walk;
 
 pub use cold::ColdSite;
+pub use mimalloc::{PageFindings, PageSite, find_pages};
 pub use targets::BranchTargets;
 pub use walk::{Site, Verdict};
 
@@ -83,6 +85,8 @@ pub trait Instruction: Default + Copy {
     fn ones_after(&self, ones: u32) -> u32;
     /// Whether it stores the 32-bit number 1 to `[register]`, other than the stack pointer.
     fn stores_one(&self, ones: u32) -> bool;
+    /// The constant of a bitwise "and" of a whole register with one; none for anything else, and where the set's own code cannot tell.
+    fn mask(&self) -> Option<i64>;
     /// The value of its memory operand's address.
     fn memory_address(&self, machine: &Machine) -> Option<Value>;
 }

@@ -145,7 +145,7 @@ fn note_pool_size(size: Option<u64>, checks: &mut InterpreterChecks) {
 }
 
 /// Several paths may prove the same branch. Where they agree that is one point; where not, none.
-fn drop_ambiguous(points: &mut Vec<Point>, checks: &mut InterpreterChecks) {
+pub(super) fn drop_ambiguous(points: &mut Vec<Point>, checks: &mut InterpreterChecks) {
     points.sort_by_key(|point| (point.offset, point.kind));
     points.dedup();
     let twice: Vec<_> = points

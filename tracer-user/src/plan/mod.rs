@@ -7,6 +7,7 @@ mod allocator_tables;
 pub mod cache;
 pub mod elf;
 mod finder;
+mod free_threaded;
 mod interpreter;
 mod malloc;
 mod thread_self;
@@ -46,6 +47,16 @@ pub fn plan_interpreter(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
     match elf.machine() {
         Machine::X86_64 => Ok(interpreter::plan_interpreter::<X86>(&elf)),
         Machine::Aarch64 => Ok(interpreter::plan_interpreter::<Aarch64>(&elf)),
+        machine @ Machine::Other(_) => Err(PlanError::UnsupportedArchitecture { machine }),
+    }
+}
+
+/// Plans the mimalloc points of a free-threaded interpreter or libpython. A file without mimalloc gives an empty plan.
+pub fn plan_free_threaded(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
+    let elf = Elf::parse(file)?;
+    match elf.machine() {
+        Machine::X86_64 => Ok(free_threaded::plan_free_threaded::<X86>(&elf)),
+        Machine::Aarch64 => Ok(free_threaded::plan_free_threaded::<Aarch64>(&elf)),
         machine @ Machine::Other(_) => Err(PlanError::UnsupportedArchitecture { machine }),
     }
 }
@@ -132,6 +143,13 @@ pub enum PointKind {
         block: Operand,
         /// The pool header.
         pool: Register,
+    },
+    /// A block is about to leave its mimalloc page: the test whether there is one, so `block` may hold null.
+    PagePop {
+        /// The block, exactly.
+        block: Operand,
+        /// Its page.
+        page: Register,
     },
     /// Entry (and, but for `free`, return) of a malloc function. The stack pointer at the offset is that of the function's entry.
     Malloc(MallocFunction),

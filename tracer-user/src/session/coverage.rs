@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::census::arenas::{ArenaVariables, find_arenas};
+use crate::census::mimalloc::blocks_in_pages;
 use crate::census::pools::{blocks_in_use, scan_blocks_in_use};
 use crate::discover::layout::ArenaSource;
 use crate::discover::memory::{ProcessMemory, mappings};
@@ -98,13 +99,21 @@ impl<'a> Reader<'a> {
         }
         let mapped = mappings(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
         let Interpreter { layout, runtime, .. } = target.interpreter;
-        let tables = find_arenas(&memory, &mapped, &layout, runtime).ok();
+        let tables = match layout.free_threading {
+            Some(_) => None,
+            None => find_arenas(&memory, &mapped, &layout, runtime).ok(),
+        };
         Ok(Self { target, memory, tables })
     }
 
     fn count(&self) -> Result<u64, String> {
         let mapped = mappings(Path::new(PROC), self.target.pid).map_err(|error| error.to_string())?;
         let layout = &self.target.interpreter.layout;
+        if layout.free_threading.is_some() {
+            let census = blocks_in_pages(&self.memory, &mapped).map_err(|error| error.to_string())?;
+            tracing::debug!(?census, "mimalloc's pages");
+            return Ok(census.blocks);
+        }
         let census = match &self.tables {
             Some(tables) => blocks_in_use(&self.memory, &mapped, layout, tables),
             None => scan_blocks_in_use(&self.memory, &mapped, layout),

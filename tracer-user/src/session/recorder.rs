@@ -76,7 +76,7 @@ impl Recorder {
         let process = Process {
             pid: traced.target.pid,
             command: traced.target.command.clone(),
-            interpreter: traced.target.interpreter.version.to_string(),
+            interpreter: traced.target.interpreter.to_string(),
             followed,
             ..Process::default()
         };

@@ -12,10 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, disarm, kernel_layout};
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
-use crate::discover::{DiscoverError, MappedFile, Target};
+use crate::discover::{DiscoverError, Interpreter, Target};
 use crate::plan::cache::PlanCache;
 use crate::plan::{
-    AllocatorTables, InterpreterPlan, Plan, PlanError, ThreadSlot, plan_interpreter, plan_malloc,
+    AllocatorTables, InterpreterPlan, Plan, PlanError, ThreadSlot, plan_free_threaded, plan_interpreter,
+    plan_malloc,
 };
 use crate::session::SessionError;
 use crate::session::mallocs::Mallocs;
@@ -61,7 +62,7 @@ impl Traced {
         let file = &target.interpreter.file;
         let plan = match parent {
             Some(parent) => parent.plan.clone(),
-            None => known.interpreter(file)?,
+            None => known.interpreter(&target.interpreter)?,
         };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         let thread_slot = current_slot(&target, plan.thread_slot);
@@ -184,11 +185,16 @@ pub struct KnownPlans {
 
 impl KnownPlans {
     /// The plan of an interpreter.
-    fn interpreter(&mut self, file: &MappedFile) -> Result<Rc<InterpreterPlan>, SessionError> {
+    fn interpreter(&mut self, interpreter: &Interpreter) -> Result<Rc<InterpreterPlan>, SessionError> {
         let cache = PlanCache::usual();
+        let file = &interpreter.file;
         let plan = known(&mut self.interpreters, &file.path, &file.name, |bytes| {
-            let found =
-                cache.as_ref().map_or_else(|| plan_interpreter(bytes), |cache| cache.interpreter(bytes))?;
+            let found = match (&cache, interpreter.layout.free_threading.is_some()) {
+                (Some(cache), false) => cache.interpreter(bytes),
+                (None, false) => plan_interpreter(bytes),
+                (Some(cache), true) => cache.free_threaded(bytes),
+                (None, true) => plan_free_threaded(bytes),
+            }?;
             for note in &found.checks.notes {
                 tracing::warn!(file = file.name, "{note}");
             }

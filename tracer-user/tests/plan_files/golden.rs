@@ -115,6 +115,9 @@ impl Names {
             PointKind::NewPoolBranch { block, pool } => {
                 format!("new pool block {} pool {}", self.operand(block), (self.0)(pool))
             }
+            PointKind::PagePop { block, page } => {
+                format!("page pop block {} page {}", self.operand(block), (self.0)(page))
+            }
             PointKind::Malloc(function) => format!("{function:?}"),
         }
     }

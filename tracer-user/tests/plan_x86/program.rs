@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a helper of tests fails as tests do")]
 
-use alloctrace::plan::{InterpreterPlan, PointKind, plan_interpreter};
+use alloctrace::plan::{InterpreterPlan, PlanError, PointKind, plan_interpreter};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, CodeLabel};
 
@@ -79,6 +79,14 @@ impl Found {
 
 /// Assembles a program that ends in a return and searches it.
 pub fn find(write: impl FnOnce(&mut Program)) -> Found {
+    find_with(plan_interpreter, write)
+}
+
+/// The same by another finder.
+pub fn find_with(
+    plan: impl FnOnce(&[u8]) -> Result<InterpreterPlan, PlanError>,
+    write: impl FnOnce(&mut Program),
+) -> Found {
     let mut program =
         Program { assembler: CodeAssembler::new(64).expect("64 bits are a width"), probes: Vec::new() };
     program.op(CodeAssembler::ret);
@@ -88,7 +96,7 @@ pub fn find(write: impl FnOnce(&mut Program)) -> Found {
     let result =
         program.assembler.assemble_options(BASE, options).expect("the program of the test assembles");
     let probes = program.probes.iter().map(|label| result.label_ip(label).expect("marked label")).collect();
-    let plan = plan_interpreter(&elf(&result.inner.code_buffer)).expect("the test's own file is sound");
+    let plan = plan(&elf(&result.inner.code_buffer)).expect("the test's own file is sound");
     Found { plan, probes }
 }
 

@@ -8,6 +8,7 @@ mod command;
 mod containers;
 mod errors;
 mod exact;
+mod free_threaded;
 mod interpreters;
 mod kernel;
 mod limits;
@@ -30,6 +31,8 @@ use support::{Interpreter, cannot_trace, interpreters};
 enum Check {
     Once(fn() -> anyhow::Result<()>),
     Each(fn(&Interpreter) -> anyhow::Result<()>),
+    /// Once for each free-threaded interpreter.
+    Free(fn(&Interpreter) -> anyhow::Result<()>),
     /// For one interpreter: the system's, or the newest where there is none.
     One(fn(&Interpreter) -> anyhow::Result<()>),
 }
@@ -47,6 +50,10 @@ const fn once(name: &'static str, check: fn() -> anyhow::Result<()>) -> Test {
 
 const fn each(name: &'static str, check: fn(&Interpreter) -> anyhow::Result<()>) -> Test {
     Test { name, check: Check::Each(check), runs_here: || true }
+}
+
+const fn free(name: &'static str, check: fn(&Interpreter) -> anyhow::Result<()>) -> Test {
+    Test { name, check: Check::Free(check), runs_here: || true }
 }
 
 const fn one(name: &'static str, check: fn(&Interpreter) -> anyhow::Result<()>) -> Test {
@@ -87,19 +94,20 @@ fn main() -> ExitCode {
         threads::TESTS,
         outputs::TESTS,
     ];
-    for Test { name, check, runs_here } in tests
+    for Test { name, check: kind, runs_here } in tests
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
-        .chain([switches::TESTS, interpreters::TESTS])
+        .chain([switches::TESTS, interpreters::TESTS, free_threaded::TESTS])
         .flatten()
     {
         let ignored = !able || !runs_here();
-        match *check {
+        match *kind {
             Check::Once(check) => {
                 trials.push(Trial::test(*name, move || done(check())).with_ignored_flag(ignored));
             }
-            Check::Each(check) => {
-                for interpreter in found.clone() {
+            Check::Each(check) | Check::Free(check) => {
+                let is_free = matches!(*kind, Check::Free(_));
+                for interpreter in if is_free { support::free_threaded() } else { found.clone() } {
                     let title = format!("{name}::{}", interpreter.label);
                     let trial = Trial::test(title, move || done(check(&interpreter)));
                     trials.push(trial.with_ignored_flag(ignored));

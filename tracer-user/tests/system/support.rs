@@ -25,6 +25,7 @@ pub struct Interpreter {
     pub label: String,
     pub python: PathBuf,
     pub minor: u8,
+    pub is_free_threaded: bool,
 }
 
 /// Prints a figure or a reason; the harness captures nothing.
@@ -33,10 +34,21 @@ pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "    {line}");
 }
 
-/// Every interpreter that should be traced: pyenv's, and the system's.
+/// Every interpreter with a lock that should be traced: pyenv's, and the system's.
 pub fn interpreters() -> Vec<Interpreter> {
-    let mut found: Vec<Interpreter> =
-        installed().filter(|interpreter| (8..=15).contains(&interpreter.minor)).collect();
+    of_kind(false)
+}
+
+/// Every free-threaded one of a version that is not refused.
+pub fn free_threaded() -> Vec<Interpreter> {
+    of_kind(true).into_iter().filter(|interpreter| interpreter.minor == 13).collect()
+}
+
+fn of_kind(is_free_threaded: bool) -> Vec<Interpreter> {
+    let mut found: Vec<Interpreter> = installed()
+        .filter(|interpreter| (8..=15).contains(&interpreter.minor))
+        .filter(|interpreter| interpreter.is_free_threaded == is_free_threaded)
+        .collect();
     found.sort_by_key(|interpreter| (interpreter.minor, interpreter.label.clone()));
     found
 }
@@ -94,15 +106,16 @@ fn probe(python: &Path) -> Option<Interpreter> {
     let origin = match python {
         python if python.starts_with("/usr") => "system",
         python if is_musl(python) => "musl",
+        python if python.file_name()?.to_str()?.starts_with("source-") => "source",
         python if python.ends_with(Path::new("pythons/bin").join(python.file_name()?)) => "debian",
         _ => "pyenv",
     };
-    let interpreter = Interpreter {
+    Some(Interpreter {
         label: format!("{version}_{origin}"),
         python: python.to_owned(),
         minor: minor.parse().ok()?,
-    };
-    (free_threaded == "False").then_some(interpreter)
+        is_free_threaded: free_threaded == "True",
+    })
 }
 
 /// Why nothing can be traced here, from what the system says of us and of itself.

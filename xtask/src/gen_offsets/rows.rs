@@ -47,6 +47,8 @@ fn row(minor: u8, offsets: &Offsets) -> Result<String> {
         ("bytes", numbers.literal("BytesLayout", "bytes", &["size", "data"])?),
         ("pools", pools(minor, &mut numbers)?),
         ("published", published(&mut numbers)?),
+        // A row is that of a build with a lock; what other builds have follows from what they publish.
+        ("free_threading", "None".to_owned()),
     ];
     let unused: Vec<&String> = offsets.keys().filter(|name| !numbers.used.contains(*name)).collect();
     ensure!(unused.is_empty(), "the table has no place for {unused:?}");

@@ -4,7 +4,7 @@
 //! bytes of a file of somebody else's, so a table that does not hold together is refused by name, never half used.
 //! Include/internal/pycore_debug_offsets.h (3.13: pycore_runtime.h). It must not know files or processes: it is given the bytes.
 
-use super::{FrameSource, InstructionStore, InterpreterLayout, Offset, PublishedPlaces};
+use super::{FrameSource, InstructionStore, InterpreterLayout, Offset, PublishedPlaces, free_threaded};
 use tracer_ebpf::memory::WIDE_BYTES;
 
 /// `_Py_Debug_Cookie`.
@@ -38,7 +38,7 @@ pub enum PublishedError {
         /// The interpreter's minor version.
         minor: u8,
     },
-    /// The interpreter has no global lock.
+    /// The interpreter has no global lock, and no such build of its version was tried.
     #[error("it is of a free-threaded build")]
     FreeThreaded,
     /// A number that cannot be an offset of that field.
@@ -64,14 +64,18 @@ impl InterpreterLayout {
         table.frame(&mut row, places)?;
         table.code(&mut row, places)?;
         table.objects(&mut row, places)?;
+        if table.word(FREE_THREADED)? != 0 {
+            free_threaded::complete(&mut row, &table, places)?;
+        }
         Ok(row)
     }
 }
 
 /// One field: its name in the table and where the table has it.
-type Field = (&'static str, Offset);
+pub(super) type Field = (&'static str, Offset);
 
-struct Table<'a> {
+/// The table's bytes.
+pub(super) struct Table<'a> {
     bytes: &'a [u8],
 }
 
@@ -95,13 +99,11 @@ impl Table<'_> {
         if found >> 16 != 0x300 | u64::from(minor) {
             return Err(PublishedError::Version { found, minor });
         }
-        if self.word(FREE_THREADED)? != 0 {
-            return Err(PublishedError::FreeThreaded);
-        }
         Ok(())
     }
 
-    fn size(&self, (field, place): Field) -> Result<u64, PublishedError> {
+    /// A structure's size.
+    pub(super) fn size(&self, (field, place): Field) -> Result<u64, PublishedError> {
         let value = self.word(place)?;
         if value.is_multiple_of(8) && value <= LARGEST {
             Ok(value)
@@ -111,7 +113,12 @@ impl Table<'_> {
     }
 
     /// The offset of a member of `width` bytes in a structure of `size` bytes.
-    fn member(&self, (field, place): Field, width: u64, size: u64) -> Result<Offset, PublishedError> {
+    pub(super) fn member(
+        &self,
+        (field, place): Field,
+        width: u64,
+        size: u64,
+    ) -> Result<Offset, PublishedError> {
         let value = self.word(place)?;
         let fits = value.is_multiple_of(width) && value.checked_add(width).is_some_and(|end| end <= size);
         let offset = Offset::try_from(value).ok().filter(|_| fits);

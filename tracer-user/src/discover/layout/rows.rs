@@ -57,6 +57,7 @@ const LAYOUT_3_8: InterpreterLayout = InterpreterLayout {
     bytes: BytesLayout { size: 16, data: 32 },
     pools: PoolLayout { arena_size: 256 << 10, pool_size: 4 << 10, arenas: ArenaSource::Static },
     published: None,
+    free_threading: None,
 };
 
 /// From the headers of 3.9.18.
@@ -106,6 +107,7 @@ const LAYOUT_3_9: InterpreterLayout = InterpreterLayout {
     bytes: BytesLayout { size: 16, data: 32 },
     pools: PoolLayout { arena_size: 256 << 10, pool_size: 4 << 10, arenas: ArenaSource::Static },
     published: None,
+    free_threading: None,
 };
 
 /// From the headers of 3.10.13.
@@ -155,6 +157,7 @@ const LAYOUT_3_10: InterpreterLayout = InterpreterLayout {
     bytes: BytesLayout { size: 16, data: 32 },
     pools: PoolLayout { arena_size: 1 << 20, pool_size: 16 << 10, arenas: ArenaSource::Static },
     published: None,
+    free_threading: None,
 };
 
 /// From the headers of 3.11.7.
@@ -204,6 +207,7 @@ const LAYOUT_3_11: InterpreterLayout = InterpreterLayout {
     bytes: BytesLayout { size: 16, data: 32 },
     pools: PoolLayout { arena_size: 1 << 20, pool_size: 16 << 10, arenas: ArenaSource::Static },
     published: None,
+    free_threading: None,
 };
 
 /// From the headers of 3.12.1.
@@ -257,6 +261,7 @@ const LAYOUT_3_12: InterpreterLayout = InterpreterLayout {
         arenas: ArenaSource::Interpreter { obmalloc: 3960, arenas: 512 },
     },
     published: None,
+    free_threading: None,
 };
 
 /// From the headers of 3.13.0.
@@ -342,6 +347,7 @@ const LAYOUT_3_13: InterpreterLayout = InterpreterLayout {
         thread_state_size: 152,
         thread_state_thread_id: 192,
     }),
+    free_threading: None,
 };
 
 /// From the headers of 3.14.10.
@@ -427,6 +433,7 @@ const LAYOUT_3_14: InterpreterLayout = InterpreterLayout {
         thread_state_size: 176,
         thread_state_thread_id: 216,
     }),
+    free_threading: None,
 };
 
 /// From the headers of 3.15.2.
@@ -512,4 +519,5 @@ const LAYOUT_3_15: InterpreterLayout = InterpreterLayout {
         thread_state_size: 176,
         thread_state_thread_id: 240,
     }),
+    free_threading: None,
 };

@@ -162,6 +162,11 @@ impl finder::Instruction for Decoded {
             if base != u16::from(STACK_POINTER) && register != 31 && ones & (1 << register) != 0)
     }
 
+    /// Only free-threaded interpreters are searched for masks, and none was seen on arm64.
+    fn mask(&self) -> Option<i64> {
+        None
+    }
+
     fn memory_address(&self, machine: &Machine) -> Option<Value> {
         self.known?.operands.into_iter().find_map(|operand| match operand {
             Operand::RegPreIndex(base, displacement, _) => {

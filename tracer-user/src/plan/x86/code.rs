@@ -120,6 +120,12 @@ impl finder::Instruction for Decoded {
             && matches!(plain_address(&self.0), Some(Address::Register(base, 0)) if base != STACK_POINTER)
     }
 
+    fn mask(&self) -> Option<i64> {
+        let masks =
+            matches!(self.0.code(), Opcode::And_rm64_imm32 | Opcode::And_rm64_imm8 | Opcode::And_RAX_imm32);
+        (masks && self.0.op0_kind() == OpKind::Register).then(|| self.0.immediate(1).cast_signed())
+    }
+
     fn memory_address(&self, machine: &Machine) -> Option<Value> {
         memory_address(&self.0, machine)
     }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::discover::layout::{layout, rows};
+use crate::discover::layout::{CodeCopies, FreeThreading, StateBits, layout, rows};
 
 fn row(minor: u8) -> InterpreterLayout {
     layout(3, minor).copied().unwrap()
@@ -102,6 +102,59 @@ fn another_patch_release_is_followed() {
     assert_eq!(found.code.first_traceable, row.code.first_traceable.map(|offset| offset + 8));
 }
 
+/// What the headers of 3.13.5 say where `Py_GIL_DISABLED` is defined.
+#[test]
+fn a_free_threaded_build_is_followed() {
+    let row = row(13);
+    let places = row.published.unwrap();
+    let mut table = table_of(&row);
+    set(&mut table, FREE_THREADED, 1);
+    set(&mut table, places.bytes_size, 32);
+    set(&mut table, places.thread_state_next, 8);
+    set(&mut table, places.code_start, 216);
+    set(&mut table, places.code_size, 224);
+    let found = row.with_published(&table).unwrap();
+    assert_eq!(found.free_threading, Some(FreeThreading { copies: None }));
+    assert_eq!(found.code.instructions, InstructionStore::Inline { start: 216, units: 32 });
+    assert_eq!(found.code.first_traceable, Some(200));
+    let main = row.runtime.thread_state_pointer_offset - row.runtime.gil_last_holder.unwrap();
+    assert_eq!(found.runtime.thread_state_pointer_offset, main + row.runtime.threads_head);
+    assert_eq!(found.runtime.gil_last_holder, Some(row.runtime.threads_head));
+}
+
+/// What the headers of 3.14.4 say, in part: threads run copies of their own, and where those are follows what is published of the frame's owner and the instructions.
+#[test]
+fn copies_of_instructions_are_found() {
+    let row = row(14);
+    let places = row.published.unwrap();
+    let mut table = table_of(&row);
+    table.resize(2000, 0);
+    set(&mut table, FREE_THREADED, 1);
+    set(&mut table, places.code_start, 232);
+    set(&mut table, places.code_size, 240);
+    set(&mut table, places.code_start + 8, 224);
+    set(&mut table, places.frame_owner + 16, 72);
+    let mut found = row;
+    let table = Table { bytes: &table };
+    table.code(&mut found, &places).unwrap();
+    free_threaded::apply(&mut found, &table, &places).unwrap();
+    assert_eq!(
+        found.free_threading,
+        Some(FreeThreading { copies: Some(CodeCopies { array: 224, index: 72 }) })
+    );
+    assert_eq!(found.code.first_traceable, Some(208));
+    assert_eq!(found.string.state_bits, StateBits { kind_shift: 8, compact: 11, ascii: 12 });
+}
+
+#[test]
+fn a_free_threaded_build_that_was_never_tried_is_refused() {
+    for row in [row(14), row(15)] {
+        let mut table = table_of(&row);
+        set(&mut table, FREE_THREADED, 1);
+        assert_eq!(row.with_published(&table), Err(PublishedError::FreeThreaded));
+    }
+}
+
 #[track_caller]
 fn refused(place: Offset, value: u64, text: &str) {
     let row = row(14);
@@ -116,7 +169,6 @@ fn what_does_not_hold_together_is_refused_by_name() {
     let places = row(14).published.unwrap();
     refused(0, 0, "it begins with [00, 00, 00, 00, 00, 00, 00, 00], not with `xdebugpy`");
     refused(VERSION, 0x030f_00f0, "it is of version 0x30f00f0, the interpreter of 3.14");
-    refused(FREE_THREADED, 1, "it is of a free-threaded build");
     refused(
         places.frame_previous,
         88,

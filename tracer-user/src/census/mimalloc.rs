@@ -1,0 +1,213 @@
+//! Counts the blocks in use in mimalloc's pages, what free-threaded interpreters use in place of pymalloc.
+//!
+//! Memory comes in segments of 32 MiB, at multiples of that. A segment begins with a header, and behind it is an array of slices; the first slice of each page is
+//! its `mi_page_t`, and `used` counts its blocks (Include/internal/mimalloc/mimalloc/types.h, Objects/mimalloc/segment.c). A block that another thread has
+//! freed counts there until the owner collects it, so those lists are walked and taken off. No table leads to the segments: all memory in which one could be is
+//! looked at, and all must carry the same mark, the process's cookie. If the target runs meanwhile, the counts are of no single moment.
+
+use std::collections::BTreeSet;
+
+use super::arenas::{Reason, read};
+use crate::discover::memory::{Mapping, ReadMemory};
+
+/// `MI_SEGMENT_SIZE`, 64-bit.
+const SEGMENT: u64 = 32 << 20;
+/// Segments that are looked at: 1 TiB of memory.
+const MAX_SEGMENTS: usize = 1 << 15;
+/// `MI_SLICES_PER_SEGMENT`, and one more for huge blocks.
+const SLICES: u64 = SEGMENT / (64 << 10);
+/// Offsets in `mi_segment_t`, free-threaded 3.13 and 3.14.
+const COOKIE: usize = 216;
+const INFO_SLICES: usize = 232;
+const KIND: usize = 240;
+const SLICE_ENTRIES: usize = 248;
+const FIRST_SLICE: usize = 264;
+/// `sizeof(mi_page_t)` there, and offsets in it.
+const PAGE: usize = 96;
+const USED: usize = 24;
+const BLOCK_SIZE: usize = 28;
+const THREAD_FREE: usize = 40;
+const HEAP: usize = 48;
+/// `thread_delayed_free` in `mi_heap_t`.
+const DELAYED_FREE: u64 = 2840;
+/// `mi_thread_free_t` keeps two flags in its lowest bits.
+const FLAGS: u64 = 3;
+/// Blocks that may wait on one list: a page has at most 65,535.
+const LONGEST_LIST: usize = 1 << 16;
+
+/// What mimalloc's pages hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageCensus {
+    /// Segments found.
+    pub segments: u64,
+    /// Pages with a block in use.
+    pub pages: u64,
+    /// Blocks in use, those that wait to be collected left out.
+    pub blocks: u64,
+    /// Blocks that other threads have freed and the owner has not collected.
+    pub waiting: u64,
+}
+
+/// Counts the blocks in use in all pages of a process.
+pub fn blocks_in_pages(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<PageCensus, Reason> {
+    let mut census = PageCensus::default();
+    let mut heaps = BTreeSet::new();
+    let mut used = 0;
+    for segment in segments(memory, mappings)? {
+        census.segments += 1;
+        let mut slices = vec![0; PAGE * segment.slices];
+        read(memory, segment.address + FIRST_SLICE as u64, &mut slices)?;
+        let mut at = 0;
+        while at < segment.slices {
+            let page = &slices[at * PAGE..(at + 1) * PAGE];
+            // What is not a page has no slices of its own; go on with the next one rather than never.
+            at += (half(page, 0) as usize).max(1);
+            if half(page, BLOCK_SIZE) == 0 || half(page, USED) == 0 {
+                continue;
+            }
+            census.pages += 1;
+            used += u64::from(half(page, USED));
+            census.waiting += length_of_list(memory, word(page, THREAD_FREE) & !FLAGS);
+            heaps.insert(word(page, HEAP));
+        }
+    }
+    for heap in heaps.into_iter().filter(|heap| *heap != 0) {
+        let first = memory.read_u64(heap.wrapping_add(DELAYED_FREE)).unwrap_or(0);
+        census.waiting += length_of_list(memory, first);
+    }
+    census.blocks = used.saturating_sub(census.waiting);
+    Ok(census)
+}
+
+/// Blocks that are linked by their first words. A list that changes while it is read may end anywhere.
+fn length_of_list(memory: &impl ReadMemory, mut block: u64) -> u64 {
+    let mut length = 0;
+    while block != 0 && length < LONGEST_LIST as u64 {
+        length += 1;
+        block = memory.read_u64(block).unwrap_or(0);
+    }
+    length
+}
+
+struct Segment {
+    address: u64,
+    slices: usize,
+}
+
+/// All memory that is marked as a segment. `cookie` is the address with the process's own random number on it (`_mi_ptr_cookie`): one number for all.
+fn segments(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<Vec<Segment>, Reason> {
+    let mut found: Vec<(u64, Segment)> = Vec::new();
+    let mut looked_at = 0;
+    let usable =
+        mappings.iter().filter(|mapping| mapping.is_anonymous() && mapping.writable && mapping.readable);
+    for mapping in usable {
+        let Some(first) = mapping.start.checked_next_multiple_of(SEGMENT) else { continue };
+        for address in (first..mapping.end).step_by(SEGMENT as usize) {
+            looked_at += 1;
+            if looked_at > MAX_SEGMENTS {
+                return Err(Reason::TooLarge { pools: MAX_SEGMENTS as u64 });
+            }
+            let mut header = [0; FIRST_SLICE];
+            // A mapping may be gone again, or too short for a header.
+            if memory.read(address, &mut header).is_ok()
+                && let Some(slices) = slices_of(&header)
+            {
+                let number = word(&header, COOKIE) ^ address;
+                found.push((number, Segment { address, slices }));
+            }
+        }
+    }
+    // Memory that looks like a header by chance has a number of its own.
+    let numbers: Vec<u64> = found.iter().map(|(number, _)| *number).collect();
+    let count = |number: &u64| numbers.iter().filter(|other| *other == number).count();
+    let Some(own) = numbers.iter().max_by_key(|number| count(number)).copied() else { return Ok(Vec::new()) };
+    Ok(found.into_iter().filter(|(number, _)| *number == own).map(|(_, segment)| segment).collect())
+}
+
+/// The slices of a segment, if this can be the header of one.
+fn slices_of(header: &[u8; FIRST_SLICE]) -> Option<usize> {
+    let (information, entries) = (word(header, INFO_SLICES), word(header, SLICE_ENTRIES));
+    let is_one = word(header, COOKIE) != 0
+        && half(header, KIND) <= 1
+        && (1..=16).contains(&information)
+        && (information..=SLICES + 1).contains(&entries);
+    is_one.then_some(usize::try_from(entries).ok()?)
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+fn half(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    const BASE: u64 = 3 * SEGMENT;
+
+    struct Fake(Vec<u8>);
+
+    impl ReadMemory for Fake {
+        fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+            let at = usize::try_from(address.wrapping_sub(BASE)).map_err(io::Error::other)?;
+            let bytes = at.checked_add(buffer.len()).and_then(|end| self.0.get(at..end));
+            buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+    }
+
+    impl Fake {
+        fn set(&mut self, at: u64, value: u64) {
+            let at = at as usize;
+            self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+
+        fn page(&mut self, slice: u64, slices: u64, used: u64, thread_free: u64) {
+            let at = FIRST_SLICE as u64 + slice * PAGE as u64;
+            self.set(at, slices);
+            self.set(at + USED as u64, used | 48 << 32);
+            self.set(at + THREAD_FREE as u64, thread_free);
+        }
+    }
+
+    fn mappings() -> Vec<Mapping> {
+        crate::discover::memory::parse_mappings(&format!("{BASE:x}-{:x} rw-p 0 00:00 0", BASE + SEGMENT))
+    }
+
+    fn segment() -> Fake {
+        let mut memory = Fake(vec![0; 1 << 20]);
+        memory.set(COOKIE as u64, BASE ^ 0x1234);
+        memory.set(INFO_SLICES as u64, 1);
+        memory.set(SLICE_ENTRIES as u64, SLICES);
+        memory.page(0, 1, 0, 0);
+        memory
+    }
+
+    #[test]
+    fn blocks_that_wait_are_taken_off() {
+        let mut memory = segment();
+        memory.page(1, 2, 100, (BASE + 0x8_0000) | 2);
+        memory.page(3, 1, 7, 0);
+        memory.set(0x8_0000, BASE + 0x8_0100);
+        let census = blocks_in_pages(&memory, &mappings()).unwrap();
+        assert_eq!(census, PageCensus { segments: 1, pages: 2, blocks: 105, waiting: 2 });
+    }
+
+    #[test]
+    fn a_list_in_a_circle_ends() {
+        let mut memory = segment();
+        memory.page(1, 1, 9, BASE + 0x8_0000);
+        memory.set(0x8_0000, BASE + 0x8_0000);
+        assert_eq!(blocks_in_pages(&memory, &mappings()).unwrap().blocks, 0);
+    }
+
+    #[test]
+    fn memory_without_a_header_is_no_segment() {
+        let census = blocks_in_pages(&Fake(vec![0xff; 1 << 20]), &mappings()).unwrap();
+        assert_eq!(census, PageCensus::default());
+    }
+}

@@ -1,0 +1,334 @@
+//! The finder of mimalloc: where free-threaded interpreters take objects from pages and give them back.
+//!
+//! Both are inlined like pymalloc's, and both pass one conditional branch at which the block is in a register
+//! (CPython, Objects/mimalloc/alloc.c; the page is `mi_page_t` in Include/internal/mimalloc/mimalloc/types.h):
+//! - pop (`_mi_page_malloc`): `R = [P+free]; if (R) { used += 1; T = [R]; [P+free] = T }`. The probe is on the test of R, before the pop: behind it there is
+//!   no branch. Where R is null the slow path finds a page, and comes to another such place.
+//! - free (`mi_free`): `S = X & -32 MiB; if (this thread == [S+thread_id]) { L = [P+local_free]; [X] = L; [P+local_free] = X; used -= 1 }`. The probe is on
+//!   that comparison, which blocks freed by their own thread, by others, of full pages and of huge ones all pass, each once.
+//!
+//! It must not know processes, probes, or which interpreter this is.
+
+use super::machine::Machine;
+use super::patterns::{Operation, completed, find_operand, find_register, has_counted};
+use super::value::{Definition, Origin, Value};
+use super::walk::{LOOK_BACK, Verdict};
+use super::{Code, Flow, Instruction};
+use crate::plan::PointKind;
+use crate::plan::elf::{Elf, MappedBytes};
+
+/// Offsets in `mi_page_t`, 3.13 and 3.14.
+const FREE: i64 = 0x10;
+const USED: i64 = 0x18;
+/// `-MI_SEGMENT_SIZE`, 64-bit.
+const SEGMENT_MASK: i64 = -(32 << 20);
+/// A pop's load and its branch are neighbours in every build looked at.
+const STEPS_TO_TEST: u32 = 12;
+/// From the test to the last store of the pop.
+const STEPS_OF_POP: u32 = 16;
+/// From the mask to the comparison, and from there to the push: page and flags are found between.
+const STEPS_TO_COMPARISON: u32 = 24;
+const STEPS_TO_PUSH: u32 = 48;
+/// Branches whose both sides are followed from there: full pages, and what the compiler made of the two ways to free.
+const FORKS_TO_PUSH: u32 = 3;
+/// Candidates that are looked at in one file: interpreters have some 10,000 loads at this offset.
+const MOST_CANDIDATES: usize = 1 << 20;
+
+/// A place where blocks leave or return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageSite {
+    /// Its branch.
+    pub branch: u64,
+    /// Why there is or is not a probe point.
+    pub verdict: Verdict,
+}
+
+/// All of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageFindings {
+    /// Pops.
+    pub pops: Vec<PageSite>,
+    /// Frees.
+    pub frees: Vec<PageSite>,
+    /// Whether the file has more candidates than are looked at.
+    pub is_cut: bool,
+}
+
+/// Searches all code of `elf`.
+pub fn find_pages<Set: super::InstructionSet>(elf: &Elf<'_>) -> PageFindings {
+    let mut findings = PageFindings::default();
+    for range in elf.code() {
+        search::<Set::Code<'_>>(range, &mut findings);
+    }
+    for sites in [&mut findings.pops, &mut findings.frees] {
+        sites.sort_by_key(|site| site.branch);
+        sites.dedup();
+    }
+    findings
+}
+
+fn search<'data, C: Code<'data>>(range: MappedBytes<'data>, findings: &mut PageFindings) {
+    let (Some(mut code), Some(mut ahead)) = (C::new(range), C::new(range)) else { return };
+    let mut recent = Recent::default();
+    let mut instruction = C::Instruction::default();
+    let mut candidates = 0;
+    while code.next_into(&mut instruction) {
+        recent.push(instruction.address());
+        match instruction.flow() {
+            Flow::Next => {}
+            Flow::Conditional(_) => continue,
+            Flow::Jump(_) | Flow::End => {
+                recent.clear();
+                continue;
+            }
+        }
+        let is_load = instruction.loads().into_iter().flatten().any(|load| load.displacement == FREE);
+        let is_mask = instruction.mask() == Some(SEGMENT_MASK);
+        candidates += usize::from(is_load || is_mask);
+        findings.is_cut |= candidates > MOST_CANDIDATES;
+        if findings.is_cut {
+            return;
+        }
+        if is_load {
+            findings.pops.extend(examine_pop(&mut ahead, &instruction));
+        } else if is_mask {
+            examine_free(&mut ahead, recent.oldest(), instruction.address(), &mut findings.frees);
+        }
+    }
+}
+
+/// The last instructions that ran into each other.
+#[derive(Default)]
+struct Recent {
+    addresses: [u64; LOOK_BACK],
+    count: usize,
+}
+
+impl Recent {
+    fn push(&mut self, address: u64) {
+        self.addresses[self.count % LOOK_BACK] = address;
+        self.count += 1;
+    }
+
+    fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    fn oldest(&self) -> u64 {
+        self.addresses[if self.count <= LOOK_BACK { 0 } else { self.count % LOOK_BACK }]
+    }
+}
+
+/// Looks closer at a load of `[P+free]`; none if what follows is no pop.
+fn examine_pop<'data, C: Code<'data>>(code: &mut C, load: &C::Instruction) -> Option<PageSite> {
+    let mut machine = Machine::default();
+    let head = load.memory_address(&machine)?;
+    if head.origin == Origin::initial(C::STACK_POINTER) {
+        return None;
+    }
+    code.execute(load, &mut machine);
+    let (_, block) =
+        machine.registers().find(|(_, value)| machine.origins().loaded_from(*value) == Some(head))?;
+    let mut address = load.next_address();
+    for _ in 0..STEPS_TO_TEST {
+        let instruction = code.at(address)?;
+        match instruction.flow() {
+            Flow::Next => {
+                code.execute(&instruction, &mut machine);
+                address = instruction.next_address();
+            }
+            Flow::Jump(target) => address = target?,
+            Flow::Conditional(target) => {
+                let sides = [instruction.next_address(), target?];
+                let pops = sides.map(|side| pops(code, machine.clone(), side, block, head));
+                // On one side only: the other is where there is no block.
+                return (pops[0] != pops[1]).then(|| judge_pop(&machine, &instruction, block, head));
+            }
+            Flow::End => return None,
+        }
+    }
+    None
+}
+
+/// Whether `block` leaves the page's list before the next branch.
+fn pops<'data, C: Code<'data>>(
+    code: &mut C,
+    mut machine: Machine,
+    mut address: u64,
+    block: Value,
+    head: Value,
+) -> bool {
+    let before = machine.stores().len();
+    for _ in 0..STEPS_OF_POP {
+        let Some(instruction) = code.at(address) else { return false };
+        match instruction.flow() {
+            Flow::Next => {
+                code.execute(&instruction, &mut machine);
+                address = instruction.next_address();
+            }
+            Flow::Jump(Some(target)) => address = target,
+            _ => return false,
+        }
+        let used = head.plus(USED - FREE);
+        if has_counted(&machine, used, 1)
+            && matches!(completed(&machine, before), Some(Operation::Pop { block: popped, .. }) if popped == block)
+        {
+            return true;
+        }
+    }
+    false
+}
+
+fn judge_pop(machine: &Machine, branch: &impl Instruction, block: Value, head: Value) -> PageSite {
+    let page = find_register(machine, head.plus(-FREE));
+    let verdict = match (page, find_operand(machine, block)) {
+        _ if !branch.is_emulated_branch() => Verdict::NotEmulated,
+        // The kernel half looks whether the register is null.
+        (Some(page), Some(block)) if block.displacement == 0 => {
+            Verdict::Proven(PointKind::PagePop { block, page })
+        }
+        _ => Verdict::OutOfReach,
+    };
+    PageSite { branch: branch.address(), verdict }
+}
+
+/// A path from the mask on.
+struct Path {
+    machine: Machine,
+    address: u64,
+    steps: u32,
+    forks: u32,
+    /// Whether the segment has been looked at.
+    touched: bool,
+}
+
+/// Looks closer at a mask of a segment; finds nothing if no block is freed behind it.
+fn examine_free<'data, C: Code<'data>>(code: &mut C, start: u64, mask: u64, sites: &mut Vec<PageSite>) {
+    // What came before may hide the block (a value known from elsewhere): look without it too.
+    for start in [start, mask] {
+        let Some((machine, masked, segment, address)) = masked(code, start, mask) else { continue };
+        // mimalloc masks the byte before the block (`_mi_ptr_segment`), so that a block at a segment's end is its own.
+        for block in [masked.plus(1), masked] {
+            let found = sites.len();
+            follow_free(code, &machine, block, segment, address, sites);
+            if sites.len() > found {
+                return;
+            }
+        }
+    }
+}
+
+/// Follows the ways from the mask to the comparison of threads.
+fn follow_free<'data, C: Code<'data>>(
+    code: &mut C,
+    machine: &Machine,
+    block: Value,
+    segment: Value,
+    address: u64,
+    sites: &mut Vec<PageSite>,
+) {
+    let machine = machine.clone();
+    let mut paths = vec![Path { machine, address, steps: STEPS_TO_COMPARISON, forks: 1, touched: false }];
+    while let Some(mut path) = paths.pop() {
+        while path.steps > 0 {
+            path.steps -= 1;
+            let Some(instruction) = code.at(path.address) else { break };
+            match instruction.flow() {
+                Flow::Next => {
+                    let at = instruction.memory_address(&path.machine);
+                    path.touched |= at.is_some_and(|at| at.origin == segment.origin);
+                    code.execute(&instruction, &mut path.machine);
+                    path.address = instruction.next_address();
+                }
+                Flow::Jump(Some(target)) => path.address = target,
+                Flow::Conditional(Some(target)) if path.touched => {
+                    let sides = [instruction.next_address(), target];
+                    if sides.into_iter().any(|side| pushes(code, path.machine.clone(), side, block)) {
+                        sites.push(judge_free(&path.machine, &instruction, block));
+                    }
+                    break;
+                }
+                Flow::Conditional(Some(target)) if path.forks > 0 => {
+                    path.forks -= 1;
+                    let (machine, steps, forks) = (path.machine.clone(), path.steps, path.forks);
+                    paths.push(Path { machine, address: target, steps, forks, touched: false });
+                    path.address = instruction.next_address();
+                }
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Executes up to and with the mask: the machine, the block, its segment, and where it goes on.
+fn masked<'data, C: Code<'data>>(
+    code: &mut C,
+    start: u64,
+    mask: u64,
+) -> Option<(Machine, Value, Value, u64)> {
+    let mut machine = Machine::default();
+    let mut address = start;
+    for _ in 0..=LOOK_BACK {
+        let instruction = code.at(address)?;
+        if instruction.flow() == Flow::Next {
+            code.execute(&instruction, &mut machine);
+        }
+        if address == mask {
+            let found =
+                machine.registers().find_map(|(_, value)| match machine.origins().definition(value) {
+                    Definition::Masked { of, mask } if mask == SEGMENT_MASK && value.offset == 0 => {
+                        Some((of, value))
+                    }
+                    _ => None,
+                });
+            let (block, segment) = found?;
+            return Some((machine, block, segment, instruction.next_address()));
+        }
+        address = instruction.next_address();
+    }
+    None
+}
+
+/// Whether some path from here puts `block` onto a page's list.
+fn pushes<'data, C: Code<'data>>(code: &mut C, machine: Machine, address: u64, block: Value) -> bool {
+    let mut paths =
+        vec![Path { machine, address, steps: STEPS_TO_PUSH, forks: FORKS_TO_PUSH, touched: true }];
+    while let Some(mut path) = paths.pop() {
+        let before = path.machine.stores().len();
+        while path.steps > 0 {
+            path.steps -= 1;
+            let Some(instruction) = code.at(path.address) else { break };
+            match instruction.flow() {
+                Flow::Next => {
+                    code.execute(&instruction, &mut path.machine);
+                    path.address = instruction.next_address();
+                    // The list is behind the counter here as in pymalloc's pools: `Push::pool` is where the counter lies.
+                    if let Some(Operation::Push { block: pushed, pool }) = completed(&path.machine, before)
+                        && pushed == block
+                        && has_counted(&path.machine, pool, -1)
+                    {
+                        return true;
+                    }
+                }
+                Flow::Jump(Some(target)) => path.address = target,
+                Flow::Conditional(Some(target)) if path.forks > 0 => {
+                    path.forks -= 1;
+                    let (machine, steps, forks) = (path.machine.clone(), path.steps, path.forks);
+                    paths.push(Path { machine, address: target, steps, forks, touched: true });
+                    path.address = instruction.next_address();
+                }
+                _ => break,
+            }
+        }
+    }
+    false
+}
+
+fn judge_free(machine: &Machine, branch: &impl Instruction, block: Value) -> PageSite {
+    let verdict = match find_operand(machine, block) {
+        _ if !branch.is_emulated_branch() => Verdict::NotEmulated,
+        Some(block) => Verdict::Proven(PointKind::Push { block }),
+        None => Verdict::OutOfReach,
+    };
+    PageSite { branch: branch.address(), verdict }
+}
