@@ -8,8 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-use aya::programs::{RawTracePoint, UProbe};
+use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 use rustc_hash::FxHashMap;
 use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
@@ -19,7 +18,8 @@ use super::armed::{Armed, Links};
 use super::kernel_types::{KernelTypes, Offsets, offsets};
 use super::load::{create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
-use super::{AttachError, Readiness, object, syscall};
+use super::programs::{CONTINUED, FIND_THREAD, Program, WATCHED};
+use super::{AttachError, Readiness, object, perf, syscall};
 use crate::plan::FileOffset;
 
 /// `tracer_ebpf::tables::Settings` as words.
@@ -30,68 +30,6 @@ const HELD_PROCESS: usize = 8;
 const ALL_EXECS: usize = 21;
 /// `tracer_ebpf::tables::Globals` as words.
 pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
-
-/// The programs that probe points start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is described at its definition in tracer-ebpf/src/kernel")]
-pub enum Program {
-    Pop,
-    PagePop,
-    Push,
-    PoolReturn,
-    MallocEnter,
-    MallocReturn,
-    Hold,
-    Empty,
-    EmptyReturn,
-}
-
-impl Program {
-    const ALL: [Self; 9] = [
-        Self::Pop,
-        Self::PagePop,
-        Self::Push,
-        Self::PoolReturn,
-        Self::MallocEnter,
-        Self::MallocReturn,
-        Self::Hold,
-        Self::Empty,
-        Self::EmptyReturn,
-    ];
-
-    /// The program that does nothing at the same place.
-    pub(super) const fn bare(self) -> Self {
-        if self.is_return() { Self::EmptyReturn } else { Self::Empty }
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Pop => "pop",
-            Self::PagePop => "page_pop",
-            Self::Push => "push",
-            Self::PoolReturn => "pool_return",
-            Self::MallocEnter => "malloc_enter",
-            Self::MallocReturn => "malloc_return",
-            Self::Hold => "hold",
-            Self::Empty => "empty",
-            Self::EmptyReturn => "empty_return",
-        }
-    }
-
-    const fn is_return(self) -> bool {
-        matches!(self, Self::PoolReturn | Self::MallocReturn | Self::EmptyReturn)
-    }
-}
-
-/// The programs that others continue in, in the order of their slots; see `tracer-ebpf/src/kernel/define.rs`.
-const CONTINUED: [&str; 5] = ["define", "send_stack", "book_block", "send_code", "find_thread"];
-
-/// Programs on whole processes, and the kernel's tracepoints that start them.
-const WATCHED: [(&str, &CStr); 3] = [
-    ("process_fork", c"sched_process_fork"),
-    ("process_exec", c"sched_process_exec"),
-    ("process_exit", c"sched_process_exit"),
-];
 
 /// Sizes of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +73,8 @@ pub struct ProbePoint {
 #[derive(Debug)]
 pub struct Kernel {
     maps: FxHashMap<String, Map>,
+    /// The ring buffer's, once it has been taken from the maps.
+    ring: Option<OwnedFd>,
     sizes: TableSizes,
     /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
     filter_here: bool,
@@ -186,7 +126,7 @@ impl Kernel {
                     (offset.join().unwrap_or_else(|_| Err(missing("a reader"))), maps)
                 });
                 let mut kernel =
-                    Self { maps: maps?, sizes, filter_here, own_namespace, loaded: Loaded::None };
+                    Self { maps: maps?, ring: None, sizes, filter_here, own_namespace, loaded: Loaded::None };
                 kernel.write_settings(offset?)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
@@ -203,10 +143,16 @@ impl Kernel {
                     .map_err(refused_or_broken)?;
                 let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
                 let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
-                let mut kernel =
-                    Self { maps: maps.collect(), sizes, filter_here, own_namespace, loaded: Loaded::None };
+                let mut kernel = Self {
+                    maps: maps.collect(),
+                    ring: None,
+                    sizes,
+                    filter_here,
+                    own_namespace,
+                    loaded: Loaded::None,
+                };
                 kernel.write_settings(read_offsets()?)?;
-                kernel.load_for_perf(&mut ebpf)?;
+                perf::load(&kernel, &mut ebpf)?;
                 kernel.loaded = Loaded::Perf(Box::new(ebpf));
                 Ok(kernel)
             }
@@ -324,6 +270,9 @@ impl Kernel {
     /// Tells the kernel half how to read process slot `slot`.
     pub fn set_layout(&mut self, slot: u32, layout: &Layout) -> Result<(), AttachError> {
         let mut layout = *layout;
+        if layout.thread_next != 0 {
+            self.load_for_free_threading()?;
+        }
         if self.own_namespace != 0 {
             // The kernel half knows other numbers than we; that the process is the right one the links see to.
             layout.pid = 0;
@@ -351,6 +300,7 @@ impl Kernel {
         let map = self.maps.remove("EVENTS").ok_or_else(|| missing("EVENTS"))?;
         let descriptor = map_descriptor(&map).ok_or_else(|| missing("EVENTS"))?;
         let descriptor = descriptor.try_clone_to_owned().map_err(table_error("EVENTS"))?;
+        self.ring = Some(descriptor.try_clone().map_err(table_error("EVENTS"))?);
         let readiness = Readiness::new(descriptor).map_err(table_error("EVENTS"))?;
         Ok((RingBuf::try_from(map).map_err(table_error("EVENTS"))?, readiness))
     }
@@ -405,7 +355,7 @@ impl Kernel {
                     .map_err(failed)?;
                 Ok(Armed { _links: Links::Multi { _link: link } })
             }
-            Loaded::Perf(ebpf) => arm_by_perf(ebpf, program, path, pid, points),
+            Loaded::Perf(ebpf) => perf::arm(ebpf, program, path, pid, points),
         }
     }
 
@@ -414,70 +364,61 @@ impl Kernel {
         Array::try_from(map).map_err(table_error(name))
     }
 
-    fn load_for_perf(&self, ebpf: &mut Ebpf) -> Result<(), AttachError> {
-        for name in Program::ALL.map(Program::name).into_iter().chain(CONTINUED) {
-            let program = ebpf.program_mut(name).ok_or_else(|| missing("programs"))?;
-            let program: &mut UProbe = program.try_into().map_err(object_error(name))?;
-            program.load().map_err(object_error(name))?;
-        }
-        for (slot, name) in CONTINUED.into_iter().enumerate() {
-            let program = ebpf.program(name).ok_or_else(|| missing(name))?;
-            let program: &UProbe = program.try_into().map_err(object_error(name))?;
-            self.set_continued(slot, program.fd().map_err(object_error(name))?.as_fd())?;
-        }
-        Ok(())
-    }
-
     fn load_programs(&self, mut object: aya_obj::Object) -> Result<Loaded, AttachError> {
-        relocate(&mut object, &self.maps)?;
+        relocate(&mut object, |name| self.descriptor(name))?;
         let object = &object;
-        let names: Vec<&'static str> = Program::ALL.map(Program::name).into_iter().chain(CONTINUED).collect();
-        let mut loaded = load_all(object, &names).into_iter();
-        let mut programs = FxHashMap::default();
-        for program in Program::ALL {
-            let code = loaded.next().unwrap_or_else(|| Err(missing(program.name())))?;
-            programs.insert(program, code);
-        }
-        for (slot, name) in CONTINUED.into_iter().enumerate() {
-            let code = loaded.next().unwrap_or_else(|| Err(missing(name)))?;
-            self.set_continued(slot, code.as_fd())?;
-        }
+        let programs = self.load_set(object, &Program::ALWAYS, &CONTINUED)?;
         let watchers = WATCHED
             .into_iter()
             .map(|(name, point)| Ok((load_one(object, name, syscall::Kind::RawTracepoint)?, point)));
         Ok(Loaded::Multi { programs, watchers: watchers.collect::<Result<_, _>>()?, watching: Vec::new() })
     }
 
-    fn set_continued(&self, slot: usize, program: BorrowedFd<'_>) -> Result<(), AttachError> {
-        let array = self.maps.get("PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
-        syscall::set_program(array, slot as u32, program).map_err(table_error("PROGRAMS"))
+    fn descriptor(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        let of_ring = || self.ring.as_ref().filter(|_| name == "EVENTS").map(OwnedFd::as_fd);
+        self.maps.get(name).and_then(map_descriptor).or_else(of_ring)
     }
-}
 
-fn arm_by_perf(
-    ebpf: &mut Ebpf,
-    program: Program,
-    path: &Path,
-    pid: u32,
-    points: &[ProbePoint],
-) -> Result<Armed, AttachError> {
-    let code = ebpf.program_mut(program.name()).ok_or_else(|| missing(program.name()))?;
-    let code: &mut UProbe = code.try_into().map_err(object_error(program.name()))?;
-    let scope = std::num::NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-    let mut links = Vec::with_capacity(points.len());
-    for point in points {
-        let at = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(point.offset.0),
-            cookie: Some(point.cookie.0),
-        };
-        let link = code.attach(at, path, scope).and_then(|link| code.take_link(link));
-        links.push(link.map_err(|error| AttachError::Arm {
-            points: points.len(),
-            file: path.to_owned(),
-            source: io::Error::other(error),
-        })?);
+    /// Programs, and those that they continue in.
+    fn load_set(
+        &self,
+        object: &aya_obj::Object,
+        programs: &[Program],
+        continued: &[(u32, &'static str)],
+    ) -> Result<FxHashMap<Program, OwnedFd>, AttachError> {
+        let names = programs.iter().map(|program| program.name());
+        let names: Vec<&'static str> = names.chain(continued.iter().map(|(_, name)| *name)).collect();
+        let mut loaded = load_all(object, &names).into_iter();
+        let mut found = FxHashMap::default();
+        for program in programs {
+            found.insert(*program, loaded.next().unwrap_or_else(|| Err(missing(program.name())))?);
+        }
+        for (slot, name) in continued {
+            let code = loaded.next().unwrap_or_else(|| Err(missing(name)))?;
+            self.set_continued(*slot, code.as_fd())?;
+        }
+        Ok(found)
     }
-    Ok(Armed { _links: Links::Perf { _links: links } })
+
+    /// Loads what only free-threaded interpreters need, once. The verifier takes 50 ms for it, which others need not wait.
+    fn load_for_free_threading(&mut self) -> Result<(), AttachError> {
+        match &self.loaded {
+            Loaded::Multi { programs, .. } if !programs.contains_key(&Program::PagePop) => {}
+            _ => return Ok(()),
+        }
+        let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
+        relocate(&mut object, |name| self.descriptor(name))?;
+        let more = self.load_set(&object, &[Program::PagePop], &[FIND_THREAD])?;
+        if let Loaded::Multi { programs, .. } = &mut self.loaded {
+            programs.extend(more);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_continued(&self, slot: u32, program: BorrowedFd<'_>) -> Result<(), AttachError> {
+        let array = self.maps.get("PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
+        syscall::set_program(array, slot, program).map_err(table_error("PROGRAMS"))
+    }
 }
 
 pub(super) fn missing(table: &'static str) -> AttachError {

@@ -5,13 +5,13 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aya::maps::{Map, MapData};
 use rustc_hash::FxHashMap;
 
-use super::kernel::{TableSizes, map_descriptor, missing, object_error};
+use super::kernel::{TableSizes, missing, object_error};
 use super::{AttachError, syscall};
 
 // enum bpf_map_type, include/uapi/linux/bpf.h.
@@ -51,14 +51,19 @@ pub fn create_maps(
     Ok(maps)
 }
 
-/// Writes the maps' descriptors into the programs.
-pub fn relocate(object: &mut aya_obj::Object, created: &FxHashMap<String, Map>) -> Result<(), AttachError> {
+/// Writes the maps' descriptors into the programs. All must be there: aya asserts it.
+pub fn relocate<'map>(
+    object: &mut aya_obj::Object,
+    descriptor: impl Fn(&str) -> Option<BorrowedFd<'map>>,
+) -> Result<(), AttachError> {
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let maps = std::mem::take(&mut object.maps);
-    let descriptors = maps.iter().filter_map(|(name, map)| {
-        Some((name.as_str(), map_descriptor(created.get(name)?)?.as_raw_fd(), map))
-    });
-    object.relocate_maps(descriptors, &text).map_err(object_error("maps"))?;
+    let mut descriptors = Vec::with_capacity(maps.len());
+    for (name, map) in &maps {
+        let descriptor = descriptor(name).ok_or_else(|| missing("a table"))?;
+        descriptors.push((name.as_str(), descriptor.as_raw_fd(), map));
+    }
+    object.relocate_maps(descriptors.into_iter(), &text).map_err(object_error("maps"))?;
     object.relocate_calls(&text).map_err(object_error("calls"))
 }
 

@@ -58,6 +58,19 @@ pub struct Child {
     handled: (u64, u64),
     entry: Option<Armed>,
     exit: Option<Armed>,
+    /// Waited for: its number may be another's by now.
+    has_ended: bool,
+}
+
+/// Whatever becomes of the recording, the command is not left stopped.
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.entry = None;
+        self.exit = None;
+        if !self.has_ended {
+            let _ = self.go_on();
+        }
+    }
 }
 
 impl Child {
@@ -73,7 +86,7 @@ impl Child {
         // It stops itself; anything else means that it has died.
         waitpid(Some(pid), WaitOptions::UNTRACED).map_err(system("wait for the command's launcher"))?;
         kernel.set_held(child.id())?;
-        let child = Self { pid, handled: kernel.holds()?, entry: None, exit: None };
+        let child = Self { pid, handled: kernel.holds()?, entry: None, exit: None, has_ended: false };
         child.go_on()?;
         Ok(child)
     }
@@ -106,6 +119,7 @@ impl Child {
                 return Ok(None);
             };
             if !status.stopped() {
+                self.has_ended = true;
                 return Ok(Some(Change::Ended(ExitStatus::from_raw(status.as_raw()))));
             }
             let (after_exec, at_point) = kernel.holds()?;

@@ -1,0 +1,71 @@
+//! The programs of the kernel half by name: what probe points start, what those continue in, and what is told of processes.
+//!
+//! It must not know how they are loaded.
+
+use std::ffi::CStr;
+
+/// The programs that probe points start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is described at its definition in tracer-ebpf/src/kernel")]
+pub enum Program {
+    Pop,
+    PagePop,
+    Push,
+    PoolReturn,
+    MallocEnter,
+    MallocReturn,
+    Hold,
+    Empty,
+    EmptyReturn,
+}
+
+impl Program {
+    /// All but [`Self::PagePop`], which few need.
+    pub(super) const ALWAYS: [Self; 8] = [
+        Self::Pop,
+        Self::Push,
+        Self::PoolReturn,
+        Self::MallocEnter,
+        Self::MallocReturn,
+        Self::Hold,
+        Self::Empty,
+        Self::EmptyReturn,
+    ];
+
+    /// The program that does nothing at the same place.
+    pub(super) const fn bare(self) -> Self {
+        if self.is_return() { Self::EmptyReturn } else { Self::Empty }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Pop => "pop",
+            Self::PagePop => "page_pop",
+            Self::Push => "push",
+            Self::PoolReturn => "pool_return",
+            Self::MallocEnter => "malloc_enter",
+            Self::MallocReturn => "malloc_return",
+            Self::Hold => "hold",
+            Self::Empty => "empty",
+            Self::EmptyReturn => "empty_return",
+        }
+    }
+
+    pub(super) const fn is_return(self) -> bool {
+        matches!(self, Self::PoolReturn | Self::MallocReturn | Self::EmptyReturn)
+    }
+}
+
+/// The programs that others continue in, with their slots (`tracer-ebpf/src/kernel/maps.rs`).
+pub(super) const CONTINUED: [(u32, &str); 4] =
+    [(0, "define"), (1, "send_stack"), (2, "book_block"), (3, "send_code")];
+
+/// The one that only free-threaded interpreters need.
+pub(super) const FIND_THREAD: (u32, &str) = (4, "find_thread");
+
+/// Programs on whole processes, and the kernel's tracepoints that start them.
+pub(super) const WATCHED: [(&str, &CStr); 3] = [
+    ("process_fork", c"sched_process_fork"),
+    ("process_exec", c"sched_process_exec"),
+    ("process_exit", c"sched_process_exit"),
+];
