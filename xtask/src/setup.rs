@@ -35,16 +35,12 @@ pub fn run() -> Result<()> {
     outcomes.push(("files for tests", test_files::bring(&Machine, &sources)));
     let is_root = test_tools::Host::detect().is_root;
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
-    let services = python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn"]);
+    outcomes.push(("an interpreter for musl for tests", musl::bring(&Machine, &sources, &pythons::folder())));
+    let services =
+        python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn", "uvicorn", "greenlet"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
     outcomes.push(("a free-threaded interpreter for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
-}
-
-/// Build the interpreter for musl: no part of [`run`] before every test has passed with it.
-pub fn run_musl() -> Result<()> {
-    let sources = debian::Sources::read(Path::new("/"));
-    report(&[("interpreter for musl", musl::bring(&Machine, &sources, &pythons::folder()))])
 }
 
 /// Bring what building needs and say so; an error where that failed. For other verbs, which cannot do without.

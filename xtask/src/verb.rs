@@ -14,8 +14,6 @@ pub enum Verb {
     Cross,
     /// Bring what building the eBPF objects and running the tests takes
     Setup,
-    /// Build a CPython for musl, which tests take up when it is there
-    SetupMusl,
     /// Run all checks and tests
     Test(test::Args),
     /// Write the table of CPython's offsets from the headers of the interpreters that are installed
@@ -40,7 +38,6 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Compatibility(args) => compatibility::run(&args)?,
         Verb::Cross => cross::run()?,
         Verb::Setup => setup::run()?,
-        Verb::SetupMusl => setup::run_musl()?,
         Verb::GenOffsets => gen_offsets::run()?,
         Verb::Tidy => tidy::run()?,
     }

@@ -72,11 +72,11 @@ pub struct Arguments {
     /// Arm points in all processes of an interpreter, as on kernels 6.6 to 6.9
     #[arg(long, hide = true, conflicts_with = "perf_events")]
     no_process_filter: bool,
-    /// Live blocks that the kernel's table holds; past half of it, blocks are thinned
-    #[arg(long, value_name = "N", hide = true)]
+    /// Room for this many live blocks, at 18 bytes each of the kernel's memory; past half of it blocks are sampled [default: 2064384]
+    #[arg(long, value_name = "N")]
     live_blocks: Option<u32>,
-    /// Stacks that the kernel's table holds
-    #[arg(long, value_name = "N", hide = true)]
+    /// Room for this many stacks, at 128 bytes each of the kernel's memory; imports of a large program take 50,000 for each process [default: 130048]
+    #[arg(long, value_name = "N")]
     stacks: Option<u32>,
     /// Start programs that do nothing: the floor that benches compare with
     #[arg(long, hide = true)]

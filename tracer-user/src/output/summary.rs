@@ -156,7 +156,7 @@ fn losses(losses: &Losses) -> String {
     } = *losses;
     let causes = [
         (live_table_full, "blocks without a place in the live table"),
-        (stack_table_full, "events without a place for their stack"),
+        (stack_table_full, "events without a place for their stack (record with more `--stacks`)"),
         (thread_table_full, "events without a place for their thread"),
         (thinned, "allocations thinned out"),
         (unresolved_frames, "unresolved frames"),

@@ -1,4 +1,4 @@
-"""A service for gunicorn: each request keeps one block, and says by whom, and how long after that worker's fork."""
+"""A service for gunicorn and uvicorn: each request keeps one block, and says by whom, and how long after that worker's start."""
 import os, time
 
 KEPT = []
@@ -22,3 +22,11 @@ def application(environment, start_response):
     KEPT.append(keep())
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d %d\n" % (os.getpid(), age)]
+
+
+async def asgi(scope, receive, send):
+    age = time.monotonic_ns() - BORN
+    KEPT.append(keep())
+    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"%d %d\n" % (os.getpid(), age)})

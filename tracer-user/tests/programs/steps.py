@@ -3,7 +3,8 @@ import ctypes, os, sys, threading
 
 libc = ctypes.CDLL(None)
 for name in ("malloc", "calloc", "realloc", "aligned_alloc", "memalign", "valloc", "pvalloc", "reallocarray"):
-    getattr(libc, name).restype = ctypes.c_void_p
+    if hasattr(libc, name):  # musl has no pvalloc
+        getattr(libc, name).restype = ctypes.c_void_p
 kept = [None] * 100_000
 
 

@@ -83,6 +83,16 @@ fn main() -> ExitCode {
         Trial::test("this_machine_can_trace", move || reason.map_or(Ok(()), |reason| Err(reason.into())))
             .with_ignored_flag(!able && !is_ci),
     ];
+    let missing = kinds_missing(&found);
+    trials.push(
+        Trial::test("every_kind_of_interpreter_is_here", move || match missing.as_slice() {
+            [] => Ok(()),
+            missing => {
+                Err(format!("no interpreter of: {}; run `cargo xtask setup`", missing.join(", ")).into())
+            }
+        })
+        .with_ignored_flag(!is_ci),
+    );
     let tests = [
         errors::TESTS,
         command::TESTS,
@@ -100,7 +110,8 @@ fn main() -> ExitCode {
         .chain([switches::TESTS, interpreters::TESTS, free_threaded::TESTS])
         .flatten()
     {
-        let ignored = !able || !runs_here();
+        // What setup brings must be there in CI: a test that vanishes proves nothing.
+        let ignored = !able || !runs_here() && !is_ci;
         match *kind {
             Check::Once(check) => {
                 trials.push(Trial::test(*name, move || done(check())).with_ignored_flag(ignored));
@@ -122,6 +133,14 @@ fn main() -> ExitCode {
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What `cargo xtask setup` brings besides the machine's own; groups of tests would vanish with it.
+fn kinds_missing(found: &[Interpreter]) -> Vec<&'static str> {
+    let mut missing: Vec<_> = ["system", "pyenv", "debian", "musl"].into();
+    missing.retain(|kind| !found.iter().any(|interpreter| interpreter.label.ends_with(kind)));
+    missing.extend(support::free_threaded().is_empty().then_some("free-threaded"));
+    missing
 }
 
 fn done(result: anyhow::Result<()>) -> Result<(), libtest_mimic::Failed> {

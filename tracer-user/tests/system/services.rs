@@ -1,4 +1,4 @@
-//! A real service below the tracer: gunicorn with four workers, restarted under load.
+//! Real services below the tracer: gunicorn with four workers, restarted under load, and uvicorn, whose workers are new processes and no forks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read as _, Write as _};
@@ -8,27 +8,29 @@ use std::process::Command;
 use std::time::Duration;
 use std::{fs, thread};
 
-use alloctrace::profile::{Domain, Metric};
+use alloctrace::profile::{Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::support::{Asked, Running, folder, load, program, record, say};
 use crate::{Test, once};
 
-pub const TESTS: &[Test] =
-    &[once("services::gunicorn_is_restarted_under_load", restarted_under_load)
-        .only_if(|| gunicorn().is_some())];
+pub const TESTS: &[Test] = &[
+    once("services::gunicorn_is_restarted_under_load", restarted_under_load)
+        .only_if(|| python_with("gunicorn").is_some()),
+    once("services::uvicorn_under_load", uvicorn_under_load).only_if(|| python_with("uvicorn").is_some()),
+];
 
 const WORKERS: usize = 4;
 /// What `keep` in service.py keeps of each request.
 const KEPT_BYTES: u64 = 100_033;
 
-/// An interpreter that has gunicorn: `cargo xtask setup` makes one.
-fn gunicorn() -> Option<PathBuf> {
+/// An interpreter that has this package: `cargo xtask setup` makes one.
+pub fn python_with(package: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask");
     let pythons = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path().join("bin/python"));
     pythons.filter(|python| python.exists()).find(|python| {
-        let found = Command::new(python).args(["-c", "import gunicorn"]).output();
+        let found = Command::new(python).args(["-c", &format!("import {package}")]).output();
         found.is_ok_and(|output| output.status.success())
     })
 }
@@ -60,13 +62,10 @@ fn armed(tracer: &mut Running, known: &mut HashSet<u32>, number: usize) -> Resul
 }
 
 fn restarted_under_load() -> Result<()> {
-    let python = gunicorn().context("no gunicorn")?;
+    let python = python_with("gunicorn").context("no gunicorn")?;
     let folder = folder()?;
     let output = folder.path().join("x.pb.gz");
-    let port = {
-        // Free a moment ago; whoever takes it now makes the service fail, and the test with it.
-        std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()
-    };
+    let port = free_port()?;
     let master = folder.path().join("master");
     let mut command = record(&output, &["-v"]);
     command.arg(&python).args(["-m", "gunicorn", "--workers", "4", "--pid"]).arg(&master);
@@ -93,10 +92,49 @@ fn restarted_under_load() -> Result<()> {
     tracer.wait_for("recording has ended")?;
     crate::support::send(master, Signal::TERM)?;
     tracer.finish()?;
-    compare(&output, &served)
+    let profile = compare(&output, &served)?;
+    let ended = profile.processes.iter().filter(|process| process.ended).count();
+    ensure!(served.len() >= 2 * WORKERS && ended >= WORKERS, "{:?}", profile.processes);
+    Ok(())
 }
 
-fn compare(output: &Path, served: &Served) -> Result<()> {
+/// Free a moment ago; whoever takes it now makes the service fail, and the test with it.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn uvicorn_under_load() -> Result<()> {
+    let python = python_with("uvicorn").context("no uvicorn")?;
+    let folder = folder()?;
+    let output = folder.path().join("x.pb.gz");
+    let port = free_port()?;
+    // Each of six processes imports for itself, at addresses of its own: more stacks than there is room for by default.
+    let mut command = record(&output, &["-v", "--stacks", "600000"]);
+    command.arg(&python).args(["-m", "uvicorn", "service:asgi", "--workers", "4", "--lifespan", "off"]);
+    // Its master would end workers that take more than five seconds to start.
+    command.args(["--timeout-worker-healthcheck", "100"]);
+    command.args(["--port", &port.to_string(), "--log-level", "critical", "--app-dir"]);
+    command.arg(program("service.py").parent().context("no folder")?);
+    let mut tracer = Running::start(command)?;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        ensure!(crate::support::is_running(tracer.id()), "the service did not start");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut served = Served::new();
+    // Whichever worker is ready takes what comes; all are in the end.
+    while served.len() < WORKERS || served.values().any(|ages| ages.len() < 20) {
+        request(port, &mut served)?;
+    }
+    tracer.signal(Signal::INT)?;
+    tracer.wait_for("recording has ended")?;
+    tracer.signal(Signal::TERM)?;
+    tracer.finish()?;
+    compare(&output, &served)?;
+    Ok(())
+}
+
+/// Each worker's account has the requests that it served.
+fn compare(output: &Path, served: &Served) -> Result<Profile> {
     let profile = load(output)?;
     let asked = Asked(&profile);
     let mut early = 0;
@@ -112,17 +150,15 @@ fn compare(output: &Path, served: &Served) -> Result<()> {
             })
         };
         let all = ages.len() as u64;
-        // The fork was before the worker's clock began, so that these were certainly served by an armed process.
+        // The fork (or exec) was before the worker's clock began, so that these were certainly served by an armed process.
         let certain = ages.iter().filter(|age| **age > after).count() as u64;
         let seen = kept(Metric::Allocated);
         ensure!(seen.bytes == seen.count * KEPT_BYTES, "{seen:?}");
-        ensure!((certain..=all).contains(&seen.count), "{pid}: {seen:?}, of {certain} to {all}");
+        ensure!((certain..=all).contains(&seen.count), "{pid}: {seen:?}, of {certain} to {all}; {process:?}");
         let live = if process.ended { 0 } else { seen.count };
         ensure!(kept(Metric::Live).count == live, "{pid}: {:?} live", kept(Metric::Live));
         early += all - certain;
     }
-    let ended = profile.processes.iter().filter(|process| process.ended).count();
-    ensure!(served.len() >= 2 * WORKERS && ended >= WORKERS, "{:?}", profile.processes);
     let losses = &profile.recording.losses;
     ensure!(losses.untold_processes == 0 && losses.unfollowed_processes == 0, "{losses:?}");
     let requests: usize = served.values().map(Vec::len).sum();
@@ -130,5 +166,5 @@ fn compare(output: &Path, served: &Served) -> Result<()> {
         "{requests} requests by {} workers, {early} of them before their worker was armed",
         served.len()
     ));
-    Ok(())
+    Ok(profile)
 }
