@@ -4,6 +4,7 @@
 //! brought only where we are root; what cannot be brought is said, and the tests that need it report themselves as skipped.
 
 mod allocators;
+mod clang;
 mod core_sources;
 mod cross_tools;
 pub mod debian;
@@ -36,6 +37,8 @@ pub fn run() -> Result<()> {
     let is_root = test_tools::Host::detect().is_root;
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
     outcomes.push(("an interpreter for musl for tests", musl::bring(&Machine, &sources, &pythons::folder())));
+    outcomes
+        .push(("an interpreter by clang for tests", clang::bring(&Machine, &sources, &pythons::folder())));
     let services =
         python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn", "uvicorn", "greenlet"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));

@@ -137,7 +137,7 @@ fn main() -> ExitCode {
 
 /// What `cargo xtask setup` brings besides the machine's own; groups of tests would vanish with it.
 fn kinds_missing(found: &[Interpreter]) -> Vec<&'static str> {
-    let mut missing: Vec<_> = ["system", "pyenv", "debian", "musl"].into();
+    let mut missing: Vec<_> = ["system", "pyenv", "debian", "musl", "clang"].into();
     missing.retain(|kind| !found.iter().any(|interpreter| interpreter.label.ends_with(kind)));
     missing.extend(support::free_threaded().is_empty().then_some("free-threaded"));
     missing

@@ -84,9 +84,10 @@ fn unpacked() -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// The one that is built against musl stands beside those scripts, by its own name.
-fn is_musl(python: &Path) -> bool {
-    python.file_name().is_some_and(|name| name.to_string_lossy().starts_with("musl-"))
+/// What was built and not unpacked stands beside those scripts and says so in its name.
+fn built(python: &Path) -> Option<&'static str> {
+    let name = python.file_name()?.to_str()?;
+    ["musl", "clang", "source"].into_iter().find(|kind| name.starts_with(&format!("{kind}-")))
 }
 
 /// Interpreters built with `--with-pydebug`: what `cargo xtask setup` has unpacked, and the system's.
@@ -103,11 +104,11 @@ fn probe(python: &Path) -> Option<Interpreter> {
     // 2.7 prints a tuple.
     let text = String::from_utf8(output.stdout).ok()?.replace(['(', ')', ',', '\''], "");
     let [minor, version, free_threaded] = text.trim().splitn(3, ' ').collect::<Vec<_>>().try_into().ok()?;
-    let origin = match python {
-        python if python.starts_with("/usr") => "system",
-        python if is_musl(python) => "musl",
-        python if python.file_name()?.to_str()?.starts_with("source-") => "source",
-        python if python.ends_with(Path::new("pythons/bin").join(python.file_name()?)) => "debian",
+    let is_unpacked = python.ends_with(Path::new("pythons/bin").join(python.file_name()?));
+    let origin = match built(python) {
+        Some(kind) if is_unpacked => kind,
+        _ if is_unpacked => "debian",
+        _ if python.starts_with("/usr") => "system",
         _ => "pyenv",
     };
     Some(Interpreter {

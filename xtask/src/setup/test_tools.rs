@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A program and the package that has it. `go` reads our pprof files, `gcc` builds allocation programs in C, `make` and `xz` an interpreter, the rest is for the bench and for inspection of loaded programs.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("go", "golang-go"),
     ("gcc", "gcc"),
+    ("clang", "clang"),
     ("make", "make"),
     ("xz", "xz-utils"),
     ("bpftrace", "bpftrace"),
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_installed() {
-        let (_folder, host) = host(true, &["apt-get", "gcc", "make", "xz", "bpftrace", "bpftool"]);
+        let (_folder, host) = host(true, &["apt-get", "gcc", "clang", "make", "xz", "bpftrace", "bpftool"]);
         let machine = Script::default().says("apt-get", "");
         assert_eq!(bring(&machine, &host).unwrap(), "installed go");
         assert!(machine.ran("apt-get install -qq -y --no-install-recommends golang-go"));
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_user_without_root_is_told_what_is_missing() {
-        let (_folder, host) = host(false, &["gcc", "go", "make", "xz", "bpftool"]);
+        let (_folder, host) = host(false, &["gcc", "clang", "go", "make", "xz", "bpftool"]);
         let text = bring(&Script::default(), &host).unwrap();
         assert_eq!(
             text,
