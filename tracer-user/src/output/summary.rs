@@ -120,7 +120,7 @@ pub fn trust(profile: &Profile) -> String {
     };
     let losses = match &*recording.mode {
         FOREIGN_MODE => "losses not known".to_owned(),
-        _ => losses(&recording.losses),
+        _ => losses(&recording.losses, error_of_blocks_before(profile)),
     };
     let blind = unseen(profile).next().map_or("", |_| "; some memory was not seen");
     format!("{mode}{seen}; {coverage}; {losses}{blind}")
@@ -139,7 +139,15 @@ fn error_of_share(uncertainty: f64) -> String {
     format!(" (± {:.2} %)", (uncertainty * 10_000.0).ceil() / 100.0)
 }
 
-fn losses(losses: &Losses) -> String {
+const BLOCKS_BEFORE: &str = "blocks that followed processes took before they were armed";
+
+/// The pools of processes that run change while they are read.
+fn error_of_blocks_before(profile: &Profile) -> u64 {
+    let followed = profile.processes.iter().filter_map(|process| process.followed.as_ref());
+    followed.fold(0, |sum, followed| sum.saturating_add(followed.blocks_before_error))
+}
+
+fn losses(losses: &Losses, error_of_blocks_before: u64) -> String {
     let Losses {
         live_table_full,
         stack_table_full,
@@ -164,15 +172,20 @@ fn losses(losses: &Losses) -> String {
         (failed_reads, "failed reads"),
         (ring_full, "records that found the ring buffer full"),
         (missed_probes, "missed probes"),
-        (blocks_before_armed, "blocks that followed processes took before they were armed"),
+        (blocks_before_armed, BLOCKS_BEFORE),
         (unfollowed_processes, "processes that could not be followed"),
         (untold_processes, "forks, execs or ends of processes untold"),
     ];
-    let list: Vec<String> = causes
-        .iter()
-        .filter(|(number, _)| *number > 0)
-        .map(|(number, cause)| format!("{} {cause}", text::count(*number)))
-        .collect();
+    let list = causes.iter().filter(|(number, _)| *number > 0).map(|(number, cause)| {
+        let is_estimate = *cause == BLOCKS_BEFORE && error_of_blocks_before > 0;
+        let error = if is_estimate {
+            format!(" (± {})", text::count(error_of_blocks_before))
+        } else {
+            String::new()
+        };
+        format!("{}{error} {cause}", text::count(*number))
+    });
+    let list: Vec<String> = list.collect();
     if list.is_empty() { "nothing lost".to_owned() } else { format!("lost: {}", list.join(", ")) }
 }
 

@@ -135,6 +135,8 @@ pub struct Followed {
     pub armed_after_nanoseconds: u64,
     /// Blocks of pymalloc that it took then and still held; `null` where that is not known.
     pub blocks_before: Option<u64>,
+    /// How far that may be off: its pools changed while they were read.
+    pub blocks_before_error: u64,
 }
 
 /// Share of true events that were seen, or why that is not known.

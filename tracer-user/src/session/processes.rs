@@ -154,31 +154,22 @@ impl Processes {
 
     /// What is missing of a process that came in by itself.
     fn followed(&self, origin: Origin, armed: u64, first: Option<&Sight>) -> Option<Followed> {
-        let unseen = |sight: &Sight, inherited: i128| {
-            // What it holds, less what it was born with, less what it was seen to take since it was armed.
-            let seen = i128::from(sight.pops) - i128::from(sight.pushes);
-            u64::try_from((i128::from(sight.blocks) - inherited - seen).max(0)).unwrap_or(u64::MAX)
+        let followed = |parent, nanoseconds, (before, error)| Followed {
+            parent,
+            armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
+            blocks_before: before,
+            blocks_before_error: error,
         };
         match origin {
             Origin::Start | Origin::Running => None,
-            Origin::Found { parent, nanoseconds, execed, .. } => Some(Followed {
-                parent,
-                armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
-                blocks_before: first.filter(|_| execed).map(|first| unseen(first, 0)),
-            }),
-            Origin::Fork { parent, nanoseconds, parent_events: (pops, pushes) } => {
+            Origin::Found { parent, nanoseconds, execed, .. } => {
+                let inherited = execed.then_some(NOTHING_YET);
+                Some(followed(parent, nanoseconds, unseen(first, inherited.as_ref(), (0, 0))))
+            }
+            Origin::Fork { parent, nanoseconds, parent_events } => {
                 let parent = self.list.get(parent)?;
-                let inherited = parent.first.as_ref().ok().map(|before| {
-                    let grown = i128::from(pops) - i128::from(before.pops) - i128::from(pushes)
-                        + i128::from(before.pushes);
-                    i128::from(before.blocks) + grown
-                });
-                Some(Followed {
-                    parent: parent.traced.slot.pid,
-                    armed_after_nanoseconds: armed.saturating_sub(nanoseconds),
-                    blocks_before: inherited
-                        .and_then(|inherited| first.map(|first| unseen(first, inherited))),
-                })
+                let before = unseen(first, parent.first.as_ref().ok(), parent_events);
+                Some(followed(parent.traced.slot.pid, nanoseconds, before))
             }
         }
     }
@@ -365,4 +356,48 @@ fn monotonic_nanoseconds() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// What a process holds, less what it was born with, less what it was seen to take since it was armed; and how far that may be off.
+///
+/// `born`: an earlier look at whoever held those blocks, and `events` its pops and pushes until the fork. `None` where nobody knows.
+fn unseen(sight: Option<&Sight>, born: Option<&Sight>, events: (u64, u64)) -> (Option<u64>, u64) {
+    let (Some(sight), Some(born)) = (sight, born) else { return (None, 0) };
+    let net = |pops: u64, pushes: u64| i128::from(pops) - i128::from(pushes);
+    let inherited = i128::from(born.blocks) + net(events.0, events.1) - net(born.pops, born.pushes);
+    let unseen = i128::from(sight.blocks) - inherited - net(sight.pops, sight.pushes);
+    // Each look is true of some moment among the events that it spans, so it is off by half of them at the utmost.
+    let error = sight.moved.saturating_add(born.moved).div_ceil(2);
+    (Some(u64::try_from(unseen.max(0)).unwrap_or(u64::MAX)), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn sight(blocks: u64, pops: u64, pushes: u64, moved: u64) -> Sight {
+        Sight { blocks, pops, pushes, moved }
+    }
+
+    #[test]
+    fn what_a_fork_took_before_it_was_armed() {
+        // The parent had 1,000 blocks after 50 pops and 10 pushes, and took 200 more and gave 40 until the fork.
+        let parent = sight(1_000, 50, 10, 0);
+        // The child was born with 1,160, and was then seen to take 30 and give 5: of 1,192 blocks 7 are not accounted for.
+        let child = sight(1_192, 30, 5, 0);
+        assert_eq!(unseen(Some(&child), Some(&parent), (250, 50)), (Some(7), 0));
+    }
+
+    #[test]
+    fn pools_that_change_while_they_are_read_leave_an_error() {
+        let (parent, child) = (sight(1_000, 0, 0, 4), sight(1_100, 0, 0, 7));
+        assert_eq!(unseen(Some(&child), Some(&parent), (0, 0)), (Some(100), 6));
+    }
+
+    #[test]
+    fn fewer_blocks_than_it_was_born_with_are_none_before() {
+        let (parent, child) = (sight(1_000, 0, 0, 0), sight(990, 0, 0, 0));
+        assert_eq!(unseen(Some(&child), Some(&parent), (0, 0)), (Some(0), 0));
+        assert_eq!(unseen(None, Some(&parent), (0, 0)), (None, 0));
+    }
 }

@@ -83,6 +83,7 @@ fn profile() -> impl Strategy<Value = Profile> {
                 parent: pid / 2,
                 armed_after_nanoseconds: 7,
                 blocks_before: None,
+                blocks_before_error: 0,
             }),
             ended: pid % 2 == 0,
             mallocs,
