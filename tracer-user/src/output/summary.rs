@@ -3,7 +3,7 @@
 //! What cannot be vouched for is said here too: coverage and every loss. It must not know any format.
 
 use super::text;
-use crate::profile::{Amount, Coverage, FOREIGN_MODE, Losses, Metric, Profile, Unit};
+use crate::profile::{Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Profile, Unit};
 
 /// `peak 121.30 MiB in 10,050 blocks`.
 pub fn total(metric: Metric, amount: Amount) -> String {
@@ -139,8 +139,6 @@ fn error_of_share(uncertainty: f64) -> String {
     format!(" (± {:.2} %)", (uncertainty * 10_000.0).ceil() / 100.0)
 }
 
-const BLOCKS_BEFORE: &str = "blocks that followed processes took before they were armed";
-
 /// The pools of processes that run change while they are read.
 fn error_of_blocks_before(profile: &Profile) -> u64 {
     let followed = profile.processes.iter().filter_map(|process| process.followed.as_ref());
@@ -148,36 +146,9 @@ fn error_of_blocks_before(profile: &Profile) -> u64 {
 }
 
 fn losses(losses: &Losses, error_of_blocks_before: u64) -> String {
-    let Losses {
-        live_table_full,
-        stack_table_full,
-        thread_table_full,
-        thinned,
-        unresolved_frames,
-        truncated_stacks,
-        failed_reads,
-        ring_full,
-        missed_probes,
-        blocks_before_armed,
-        unfollowed_processes,
-        untold_processes,
-    } = *losses;
-    let causes = [
-        (live_table_full, "blocks without a place in the live table"),
-        (stack_table_full, "events without a place for their stack (record with more `--stacks`)"),
-        (thread_table_full, "events without a place for their thread"),
-        (thinned, "allocations thinned out"),
-        (unresolved_frames, "unresolved frames"),
-        (truncated_stacks, "truncated stacks"),
-        (failed_reads, "failed reads"),
-        (ring_full, "records that found the ring buffer full"),
-        (missed_probes, "missed probes"),
-        (blocks_before_armed, BLOCKS_BEFORE),
-        (unfollowed_processes, "processes that could not be followed"),
-        (untold_processes, "forks, execs or ends of processes untold"),
-    ];
+    let causes = losses.causes();
     let list = causes.iter().filter(|(number, _)| *number > 0).map(|(number, cause)| {
-        let is_estimate = *cause == BLOCKS_BEFORE && error_of_blocks_before > 0;
+        let is_estimate = *cause == BLOCKS_BEFORE_ARMED && error_of_blocks_before > 0;
         let error = if is_estimate {
             format!(" (± {})", text::count(error_of_blocks_before))
         } else {

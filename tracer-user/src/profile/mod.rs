@@ -2,6 +2,7 @@
 //!
 //! It must not know how it was recorded, nor any output format (the pprof encoding on disk lives in `pprof.rs`).
 
+mod losses;
 pub mod metric;
 mod places;
 pub mod pprof;
@@ -13,6 +14,7 @@ mod wire;
 
 use indexmap::IndexSet;
 
+pub use self::losses::{BLOCKS_BEFORE_ARMED, Losses};
 pub use self::{
     metric::{Metric, Unit, UnknownName},
     read::{FOREIGN_MODE, ReadError},
@@ -161,36 +163,6 @@ pub enum Coverage {
         /// The reason, one line.
         unmeasured: String,
     },
-}
-
-/// Everything that was lost, by cause.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct Losses {
-    /// Blocks that found no place in the live table: their frees cannot be seen.
-    pub live_table_full: u64,
-    /// Events whose stack found no place: their bytes are under the marker "other stacks".
-    pub stack_table_full: u64,
-    /// Events whose thread found no place in the thread table.
-    pub thread_table_full: u64,
-    /// Allocations left out by thinning (the others are scaled up for them).
-    pub thinned: u64,
-    /// Frames whose name or line could not be found.
-    pub unresolved_frames: u64,
-    /// Stacks cut at the depth limit.
-    pub truncated_stacks: u64,
-    /// Reads of target memory that failed during a walk.
-    pub failed_reads: u64,
-    /// Records that found the ring buffer full (each is sent again at the stack's next event).
-    pub ring_full: u64,
-    /// Probes that the kernel skipped (nested hits).
-    pub missed_probes: u64,
-    /// Blocks that followed processes took before they were armed, and still held then.
-    pub blocks_before_armed: u64,
-    /// Python processes that should have been followed and were not: no place for them, or they could not be armed.
-    pub unfollowed_processes: u64,
-    /// Forks, execs and ends that the kernel half could not tell of.
-    pub untold_processes: u64,
 }
 
 /// What recording cost.

@@ -13,7 +13,7 @@ use super::{Progress, SessionError};
 use crate::attach::{Armed, Kernel, disarm, forget_blocks};
 use crate::census::arenas::ArenaVariables;
 use crate::drain::read_totals;
-use crate::profile::{Coverage, Followed, Losses};
+use crate::profile::{Coverage, Followed};
 
 /// Pools are looked at again after this long, then after twice as long and so on, so that something is known of the coverage of a
 /// process that ends by itself; a look takes 3 to 10 ms of the tracer's time.
@@ -262,7 +262,7 @@ impl Processes {
             if watched.running {
                 progress.live_bytes += totals.live_bytes;
             }
-            progress.losses += sum_of(&losses(std::iter::once(&totals)));
+            progress.losses += losses(std::iter::once(&totals)).sum();
         }
         Ok(())
     }
@@ -320,35 +320,6 @@ impl Watched {
         }
         Ok(())
     }
-}
-
-/// Everything that was lost, all causes.
-pub fn sum_of(losses: &Losses) -> u64 {
-    let Losses {
-        live_table_full,
-        stack_table_full,
-        thread_table_full,
-        thinned: _,
-        unresolved_frames,
-        truncated_stacks,
-        failed_reads,
-        ring_full,
-        missed_probes,
-        blocks_before_armed,
-        unfollowed_processes,
-        untold_processes,
-    } = *losses;
-    live_table_full
-        + stack_table_full
-        + thread_table_full
-        + unresolved_frames
-        + truncated_stacks
-        + failed_reads
-        + ring_full
-        + missed_probes
-        + blocks_before_armed
-        + unfollowed_processes
-        + untold_processes
 }
 
 /// What the kernel half's clock says.

@@ -239,13 +239,15 @@ impl Recorder {
         merge(&mut samples);
         let counts = self.resolver.counts();
         tracing::debug!(?counts, ?totals, "resolved");
-        let of_processes = Losses { ..recording.losses };
-        recording.losses = losses(totals.values());
-        recording.losses.unfollowed_processes = of_processes.unfollowed_processes;
-        recording.losses.untold_processes = of_processes.untold_processes;
         let before =
             self.processes.iter().filter_map(|(_, process)| process.followed.as_ref()?.blocks_before);
-        recording.losses.blocks_before_armed = before.sum();
+        recording.losses = Losses {
+            // What the session has counted.
+            unfollowed_processes: recording.losses.unfollowed_processes,
+            untold_processes: recording.losses.untold_processes,
+            blocks_before_armed: before.sum(),
+            ..losses(totals.values())
+        };
         if recording.losses.thinned > 0 {
             let slots: Vec<u16> =
                 self.processes.iter().map(|(slot, _)| *slot).filter(|slot| !gone.contains(slot)).collect();
