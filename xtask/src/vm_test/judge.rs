@@ -39,7 +39,7 @@ pub fn judge(guest: &Guest, console: &str) -> Vec<Cell> {
     for test in missing(guest, &told) {
         cells.push(Cell::of(
             guest,
-            test,
+            &test,
             Outcome::Failed(format!("it said nothing: {}", last_lines(console))),
         ));
     }
@@ -63,11 +63,11 @@ fn preemption(kernel: Option<&Value>) -> String {
 }
 
 /// Tests that were asked for and never told anything.
-fn missing<'a>(guest: &Guest, told: &[Value]) -> Vec<&'a str> {
+fn missing(guest: &Guest, told: &[Value]) -> Vec<String> {
     let said = |name: &str| told.iter().any(|value| value["test"] == name);
-    let asked =
-        guest.tests().split(',').map(|test| if test == "interpreters" { "interpreter" } else { test });
-    asked.chain(["log", "end"]).filter(|test| !said(test)).collect()
+    let tests = guest.tests();
+    let asked = tests.split(',').map(|test| if test == "interpreters" { "interpreter" } else { test });
+    asked.chain(["log", "end"]).filter(|test| !said(test)).map(str::to_owned).collect()
 }
 
 fn last_lines(console: &str) -> String {
@@ -91,6 +91,7 @@ fn cell(guest: &Guest, value: &Value) -> Option<Cell> {
     cell.coverage = coverage(value);
     cell.whole_stacks = whole_stacks(value);
     let verdict = match test {
+        "programs" => programs(value),
         "log" => log(value),
         "killed" => killed(value),
         "interpreter" => ran(value),
@@ -141,6 +142,14 @@ fn check(holds: bool, text: impl FnOnce() -> String) -> Verdict {
 fn log(value: &Value) -> Verdict {
     let bad = value["bad"].as_array();
     check(bad.is_some_and(Vec::is_empty), || format!("the kernel complains: {}", value["bad"]))
+}
+
+/// All programs were loaded when the command, which is no interpreter, came to its end.
+fn programs(value: &Value) -> Verdict {
+    let errors = value["errors"].as_str().unwrap_or_default();
+    check(value["status"] == 0 && errors.contains("nothing was recorded"), || {
+        format!("ended with {}: {errors}", value["status"])
+    })
 }
 
 fn ran(value: &Value) -> Verdict {
@@ -283,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn programs_that_the_verifier_refuses_fail() {
+        let programs = |status: u32, errors: &str| {
+            outcome_of(&json!({"test": "programs", "status": status, "errors": errors}))
+        };
+        assert_eq!(programs(0, "nothing was recorded: no supported Python interpreter ran"), Outcome::Passed);
+        assert!(matches!(programs(2, "the kernel refused `define`"), Outcome::Failed(_)));
+        assert!(matches!(programs(0, ""), Outcome::Failed(_)));
+    }
+
+    #[test]
     fn a_killed_tracer_must_have_changed_code_and_left_none() {
         let killed = |armed: u32, left: u32| {
             outcome_of(&json!({"test": "killed", "armed": armed, "left": left, "status": null}))
@@ -306,7 +325,7 @@ mod tests {
             .filter(|cell| matches!(cell.outcome, Outcome::Failed(_)))
             .map(|cell| &*cell.test)
             .collect();
-        assert_eq!(failed, ["attached", "killed", "stress", "interpreter"]);
+        assert_eq!(failed, ["programs", "attached", "killed"]);
         assert!(cells.iter().all(|cell| cell.kernel == "6.12.107" && cell.preemption == "voluntary"));
     }
 
