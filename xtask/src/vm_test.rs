@@ -124,13 +124,16 @@ fn build_tracer(architecture: Architecture, release: bool) -> Result<PathBuf> {
     }
 }
 
-/// Every kernel, first as it comes and then with full preemption.
+/// Every kernel, first as it comes and then with full preemption: the longest first, so that none of them is left alone at the end.
 fn guests() -> Vec<Guest> {
     let mut guests = Vec::new();
-    for architecture in [Architecture::X86_64, Architecture::Arm64] {
-        for (kernel, _) in packages::KERNELS {
-            guests.push(Guest { architecture, kernel, full_preemption: false });
-            guests.push(Guest { architecture, kernel, full_preemption: true });
+    for full_preemption in [false, true] {
+        for architecture in [Architecture::Arm64, Architecture::X86_64] {
+            guests.extend(packages::KERNELS.map(|(kernel, _)| Guest {
+                architecture,
+                kernel,
+                full_preemption,
+            }));
         }
     }
     guests
@@ -197,5 +200,27 @@ fn run_guest(store: &Store, images: &[(Architecture, Image)], guest: &Guest) -> 
             judge::judge(guest, &console)
         }
         Err(error) => vec![Cell::of(guest, "machine", Outcome::Failed(format!("{error:#}")))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_is_booted_both_ways_on_both_architectures_and_records_under_load() {
+        let guests = guests();
+        assert_eq!(guests.len(), 12);
+        for (kernel, _) in packages::KERNELS {
+            for architecture in [Architecture::X86_64, Architecture::Arm64] {
+                let of_it: Vec<&Guest> = guests
+                    .iter()
+                    .filter(|guest| guest.kernel == kernel && guest.architecture == architecture)
+                    .collect();
+                assert_eq!(of_it.iter().filter(|guest| guest.full_preemption).count(), 1);
+                assert!(of_it.iter().any(|guest| guest.tests().contains("stress")));
+                assert!(of_it.iter().any(|guest| guest.tests().contains("programs")));
+            }
+        }
     }
 }

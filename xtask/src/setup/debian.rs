@@ -11,6 +11,11 @@ use std::time::Duration;
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const NO_DEBIAN: &str = "this machine has no apt sources of Debian to take a mirror from";
 
+/// Keep what was parsed. Images for containers turn that off (`docker-clean`), and each call then parses the lists of three suites again, which takes 5 s
+/// instead of 1; a file that `APT_CONFIG` names is read too early to turn it on.
+const PARSED_LISTS: &str = "Dir::Cache::pkgcache=pkgcache.bin";
+const PARSED_SOURCES: &str = "Dir::Cache::srcpkgcache=srcpkgcache.bin";
+
 /// Where this machine gets Debian from; nothing where it is no Debian.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Sources {
@@ -188,7 +193,7 @@ impl PrivateApt {
         })?;
         let unpacked = self.folder.join("unpacked");
         let paths = [archive.display().to_string(), unpacked.display().to_string()];
-        runner.output(&self.invocation("dpkg").args(["-x"]).args(paths))?;
+        runner.output(&Invocation::new("dpkg").directory(&self.folder).args(["-x"]).args(paths))?;
         Ok(unpacked)
     }
 
@@ -261,6 +266,7 @@ impl PrivateApt {
 
     fn invocation(&self, program: &str) -> Invocation {
         Invocation::new(program)
+            .args(["-o", PARSED_LISTS, "-o", PARSED_SOURCES])
             .env("APT_CONFIG", self.folder.join("apt.conf").display().to_string())
             .directory(&self.folder)
     }
@@ -285,10 +291,12 @@ fn list(packages: &[impl AsRef<str>]) -> String {
     packages.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
 }
 
+/// What only software centres read is not downloaded.
 fn configuration(folder: &Path) -> String {
     let folder = folder.display();
     format!(
         "Dir::State \"{folder}\";\nDir::State::Lists \"{folder}/lists\";\nDir::State::status \"/dev/null\";\nDir::Cache \"{folder}/cache\";\n\
+         Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
          Dir::Etc::SourceList \"{folder}/sources.list\";\nDir::Etc::SourceParts \"/dev/null\";\nDir::Etc::Preferences \"/dev/null\";\n\
          Dir::Etc::PreferencesParts \"/dev/null\";\nAPT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
     )

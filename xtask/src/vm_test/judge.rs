@@ -8,6 +8,9 @@ use serde_json::Value;
 
 /// Share of allocations and frees that must have been seen.
 const COVERAGE: f64 = 0.999;
+/// Share of blocks whose stack may be unreadable. A read may not fault, and in one recording of twenty one stack could not be read
+/// (docs/decisions/0012-other-kernels.md). It is counted and shown; that it stays rare is what is tested.
+const UNREADABLE: f64 = 0.0001;
 /// What `exact.py` keeps, by function: bytes and blocks. Blocks of pymalloc have the size of their class.
 const EXACT: [(&str, u64, u64); 5] = [
     ("bytes_of_95", 128_000, 1000),
@@ -180,8 +183,11 @@ fn recording(value: &Value, amounts: &[(&str, u64, u64)]) -> Verdict {
     let seen =
         coverage(value).is_some_and(|(allocations, frees)| allocations >= COVERAGE && frees >= COVERAGE);
     check(seen, || format!("coverage {}: {errors}", report["coverage"]))?;
-    nothing_lost(report)?;
-    check(value["stacks"]["broken_blocks"] == 0 && value["stacks"]["blocks"].as_u64() > Some(0), || {
+    let blocks = value["stacks"]["blocks"].as_u64().unwrap_or(0);
+    let unreadable = (blocks as f64 * UNREADABLE) as u64;
+    nothing_lost(report, unreadable)?;
+    let broken = value["stacks"]["broken_blocks"].as_u64();
+    check(blocks > 0 && broken.is_some_and(|broken| broken <= unreadable), || {
         format!("stacks are not whole: {}", value["stacks"])
     })?;
     for (function, bytes, count) in amounts {
@@ -194,9 +200,13 @@ fn recording(value: &Value, amounts: &[(&str, u64, u64)]) -> Verdict {
 }
 
 /// A record that found the ring buffer full is sent again; everything else that is lost is lost.
-fn nothing_lost(report: &Value) -> Verdict {
+fn nothing_lost(report: &Value, unreadable: u64) -> Verdict {
     let losses = report["losses"].as_object().ok_or("no losses in the report")?;
-    let lost = losses.iter().find(|(name, number)| *name != "ring_full" && number.as_u64() != Some(0));
+    let lost = losses.iter().find(|(name, number)| match name.as_str() {
+        "ring_full" => false,
+        "failed_reads" => number.as_u64().is_none_or(|number| number > unreadable),
+        _ => number.as_u64() != Some(0),
+    });
     check(lost.is_none() && !losses.is_empty(), || format!("lost: {}", report["losses"]))
 }
 
@@ -289,6 +299,20 @@ mod tests {
             let Outcome::Failed(reason) = outcome_of(&value) else { panic!("`{part}` passed") };
             assert!(reason.contains(part), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_stack_in_ten_thousand_may_be_unreadable() {
+        let with = |blocks: u64, broken: u64, reads: u64| {
+            let mut value = exact();
+            value["stacks"] = json!({"stacks": 9, "blocks": blocks, "broken_blocks": broken});
+            value["live"]["losses"]["failed_reads"] = json!(reads);
+            outcome_of(&value)
+        };
+        assert_eq!(with(20_000, 2, 2), Outcome::Passed);
+        assert!(matches!(with(20_000, 3, 2), Outcome::Failed(_)));
+        assert!(matches!(with(20_000, 2, 3), Outcome::Failed(_)));
+        assert!(matches!(with(9_000, 1, 1), Outcome::Failed(_)));
     }
 
     #[test]
