@@ -193,7 +193,7 @@ impl PrivateApt {
         })?;
         let unpacked = self.folder.join("unpacked");
         let paths = [archive.display().to_string(), unpacked.display().to_string()];
-        runner.output(&Invocation::new("dpkg").directory(&self.folder).args(["-x"]).args(paths))?;
+        runner.output(&self.invocation("dpkg").args(["-x"]).args(paths))?;
         Ok(unpacked)
     }
 
@@ -207,7 +207,7 @@ impl PrivateApt {
     ) -> Result<Vec<String>> {
         let install = ["install", "-y", "-t", suite, "--no-install-recommends", "--print-uris", "-qq"];
         let asked = packages.iter().map(AsRef::as_ref);
-        let uris = runner.output(&self.invocation("apt-get").args(install).args(asked))?;
+        let uris = runner.output(&self.lists().args(install).args(asked))?;
         let name = |line: &str| Some(uri_file(line)?.split_once('_')?.0.to_owned());
         let mut names: Vec<String> = uris.lines().filter_map(name).collect();
         ensure!(!names.is_empty(), "Debian's {suite} has no packages {}", list(packages));
@@ -226,7 +226,7 @@ impl PrivateApt {
     ) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
         let asked = packages.iter().map(|name| format!("{}/{suite}", name.as_ref()));
-        let command = self.invocation("apt-get").args(["download", "-qq"]).args(asked);
+        let command = self.lists().args(["download", "-qq"]).args(asked);
         let uris = runner.output(&command.clone().args(["--print-uris"]))?;
         let files: Vec<PathBuf> = uris.lines().filter_map(uri_file).map(|file| folder.join(file)).collect();
         ensure!(files.len() >= packages.len(), "Debian's {suite} lacks packages of {}", list(packages));
@@ -264,9 +264,13 @@ impl PrivateApt {
         paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
     }
 
+    /// For calls that read the lists, of which there are many.
+    fn lists(&self) -> Invocation {
+        self.invocation("apt-get").args(["-o", PARSED_LISTS, "-o", PARSED_SOURCES])
+    }
+
     fn invocation(&self, program: &str) -> Invocation {
         Invocation::new(program)
-            .args(["-o", PARSED_LISTS, "-o", PARSED_SOURCES])
             .env("APT_CONFIG", self.folder.join("apt.conf").display().to_string())
             .directory(&self.folder)
     }

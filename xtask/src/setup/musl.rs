@@ -94,7 +94,8 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn a_build_that_fails_leaves_nothing_that_looks_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let machine = Script::default().says("gcc", "").says("make", "").fails("apt-get", "E: no mirror");
+        let machine =
+            Script::default().says("gcc", "").says("make", "").fails("apt-get update", "E: no mirror");
         let error = bring(&machine, &debian(), folder.path()).unwrap_err();
         assert!(format!("{error:#}").starts_with("cannot build the CPython for musl: "), "{error:#}");
         assert!(!link(folder.path()).exists());
