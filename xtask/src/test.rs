@@ -1,9 +1,10 @@
-//! `cargo xtask test [--unprivileged]`: everything that must hold before a change is taken, in one command, with one line of counts at the end.
+//! `cargo xtask test [--unprivileged] [--no-vm]`: everything that must hold before a change is taken, in one command, with one line of counts at the end.
 //!
 //! Checks (format, lints, tidy, fresh eBPF objects) count as one test each. The system tests load eBPF programs; where that is not allowed they say so and count
 //! as skipped, but with `CI=true` that is a failure, because a CI that skips what matters is green for nothing.
 
 pub mod counts;
+mod other_kernels;
 
 use crate::command::Invocation;
 use crate::{build_ebpf, compatibility, setup, tidy, workspace};
@@ -23,6 +24,9 @@ pub struct Args {
     /// Leave out the tests that load eBPF programs
     #[arg(long)]
     unprivileged: bool,
+    /// Leave out the recordings on other kernels, in emulated machines, which take ten minutes
+    #[arg(long)]
+    no_vm: bool,
 }
 
 /// Run everything, however much of it fails, and print the counts last.
@@ -36,6 +40,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     counts.check("table of what works where", compatibility::check());
     counts.check("fresh eBPF objects", build_ebpf::check());
     counts.add(tests(&root, args.unprivileged)?);
+    counts.add(other_kernels::run(args.no_vm));
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

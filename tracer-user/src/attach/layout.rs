@@ -24,6 +24,7 @@ pub fn kernel_layout(target: &Target, thread_state_pointer: u64, thread_slot: i6
         has_cframe,
         cframe_frame,
         thread_ident: row.thread_state.thread_id,
+        thread_self_distance: target.thread_self_distance,
         ..Layout::default()
     };
     set_frame(&mut layout, row);
@@ -81,4 +82,32 @@ fn set_code(layout: &mut Layout, row: &InterpreterLayout) {
     // `co_filename`, `co_name`, then `co_qualname` where there is one, and the line table: neighbours in every version.
     let line_table_is_last = row.code.line_table == row.code.file + 24;
     layout.code_last_constant = if line_table_is_last { u64::MAX } else { 0 };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::discover::layout::layout;
+    use crate::discover::target::Version;
+    use crate::discover::{Interpreter, MappedFile};
+
+    #[test]
+    fn threads_prove_themselves_by_the_distance_that_the_c_library_subtracts() {
+        let file = MappedFile { path: PathBuf::new(), name: String::new(), bias: 0 };
+        let version = Version { major: 3, minor: 11, micro: None };
+        let interpreter = Interpreter { file, version, layout: *layout(3, 11).unwrap(), runtime: 0 };
+        // struct pthread of glibc 2.43 on arm64.
+        let target = Target {
+            pid: 7,
+            command: String::new(),
+            interpreter,
+            c_library: None,
+            thread_self_distance: 1824,
+        };
+        let layout = kernel_layout(&target, 0x1000, -8);
+        assert_eq!((layout.pid, layout.thread_self_distance), (7, 1824));
+        assert_eq!((layout.thread_state_pointer, layout.thread_slot), (0x1000, -8));
+    }
 }

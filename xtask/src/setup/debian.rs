@@ -11,6 +11,11 @@ use std::time::Duration;
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const NO_DEBIAN: &str = "this machine has no apt sources of Debian to take a mirror from";
 
+/// Keep what was parsed. Images for containers turn that off (`docker-clean`), and each call then parses the lists of three suites again, which takes 5 s
+/// instead of 1; a file that `APT_CONFIG` names is read too early to turn it on.
+const PARSED_LISTS: &str = "Dir::Cache::pkgcache=pkgcache.bin";
+const PARSED_SOURCES: &str = "Dir::Cache::srcpkgcache=srcpkgcache.bin";
+
 /// Where this machine gets Debian from; nothing where it is no Debian.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Sources {
@@ -202,7 +207,7 @@ impl PrivateApt {
     ) -> Result<Vec<String>> {
         let install = ["install", "-y", "-t", suite, "--no-install-recommends", "--print-uris", "-qq"];
         let asked = packages.iter().map(AsRef::as_ref);
-        let uris = runner.output(&self.invocation("apt-get").args(install).args(asked))?;
+        let uris = runner.output(&self.lists().args(install).args(asked))?;
         let name = |line: &str| Some(uri_file(line)?.split_once('_')?.0.to_owned());
         let mut names: Vec<String> = uris.lines().filter_map(name).collect();
         ensure!(!names.is_empty(), "Debian's {suite} has no packages {}", list(packages));
@@ -221,7 +226,7 @@ impl PrivateApt {
     ) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
         let asked = packages.iter().map(|name| format!("{}/{suite}", name.as_ref()));
-        let command = self.invocation("apt-get").args(["download", "-qq"]).args(asked);
+        let command = self.lists().args(["download", "-qq"]).args(asked);
         let uris = runner.output(&command.clone().args(["--print-uris"]))?;
         let files: Vec<PathBuf> = uris.lines().filter_map(uri_file).map(|file| folder.join(file)).collect();
         ensure!(files.len() >= packages.len(), "Debian's {suite} lacks packages of {}", list(packages));
@@ -259,6 +264,11 @@ impl PrivateApt {
         paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
     }
 
+    /// For calls that read the lists, of which there are many.
+    fn lists(&self) -> Invocation {
+        self.invocation("apt-get").args(["-o", PARSED_LISTS, "-o", PARSED_SOURCES])
+    }
+
     fn invocation(&self, program: &str) -> Invocation {
         Invocation::new(program)
             .env("APT_CONFIG", self.folder.join("apt.conf").display().to_string())
@@ -285,10 +295,12 @@ fn list(packages: &[impl AsRef<str>]) -> String {
     packages.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
 }
 
+/// What only software centres read is not downloaded.
 fn configuration(folder: &Path) -> String {
     let folder = folder.display();
     format!(
         "Dir::State \"{folder}\";\nDir::State::Lists \"{folder}/lists\";\nDir::State::status \"/dev/null\";\nDir::Cache \"{folder}/cache\";\n\
+         Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
          Dir::Etc::SourceList \"{folder}/sources.list\";\nDir::Etc::SourceParts \"/dev/null\";\nDir::Etc::Preferences \"/dev/null\";\n\
          Dir::Etc::PreferencesParts \"/dev/null\";\nAPT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
     )

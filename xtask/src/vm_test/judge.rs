@@ -8,6 +8,9 @@ use serde_json::Value;
 
 /// Share of allocations and frees that must have been seen.
 const COVERAGE: f64 = 0.999;
+/// Share of blocks whose stack may be unreadable. A read may not fault, and in one recording of twenty one stack could not be read
+/// (docs/decisions/0012-other-kernels.md). It is counted and shown; that it stays rare is what is tested.
+const UNREADABLE: f64 = 0.0001;
 /// What `exact.py` keeps, by function: bytes and blocks. Blocks of pymalloc have the size of their class.
 const EXACT: [(&str, u64, u64); 5] = [
     ("bytes_of_95", 128_000, 1000),
@@ -39,7 +42,7 @@ pub fn judge(guest: &Guest, console: &str) -> Vec<Cell> {
     for test in missing(guest, &told) {
         cells.push(Cell::of(
             guest,
-            test,
+            &test,
             Outcome::Failed(format!("it said nothing: {}", last_lines(console))),
         ));
     }
@@ -63,11 +66,11 @@ fn preemption(kernel: Option<&Value>) -> String {
 }
 
 /// Tests that were asked for and never told anything.
-fn missing<'a>(guest: &Guest, told: &[Value]) -> Vec<&'a str> {
+fn missing(guest: &Guest, told: &[Value]) -> Vec<String> {
     let said = |name: &str| told.iter().any(|value| value["test"] == name);
-    let asked =
-        guest.tests().split(',').map(|test| if test == "interpreters" { "interpreter" } else { test });
-    asked.chain(["log", "end"]).filter(|test| !said(test)).collect()
+    let tests = guest.tests();
+    let asked = tests.split(',').map(|test| if test == "interpreters" { "interpreter" } else { test });
+    asked.chain(["log", "end"]).filter(|test| !said(test)).map(str::to_owned).collect()
 }
 
 fn last_lines(console: &str) -> String {
@@ -91,6 +94,7 @@ fn cell(guest: &Guest, value: &Value) -> Option<Cell> {
     cell.coverage = coverage(value);
     cell.whole_stacks = whole_stacks(value);
     let verdict = match test {
+        "programs" => programs(value),
         "log" => log(value),
         "killed" => killed(value),
         "interpreter" => ran(value),
@@ -143,6 +147,14 @@ fn log(value: &Value) -> Verdict {
     check(bad.is_some_and(Vec::is_empty), || format!("the kernel complains: {}", value["bad"]))
 }
 
+/// All programs were loaded when the command, which is no interpreter, came to its end.
+fn programs(value: &Value) -> Verdict {
+    let errors = value["errors"].as_str().unwrap_or_default();
+    check(value["status"] == 0 && errors.contains("nothing was recorded"), || {
+        format!("ended with {}: {errors}", value["status"])
+    })
+}
+
 fn ran(value: &Value) -> Verdict {
     let version = value["version"].as_str().unwrap_or("?");
     let printed = value["printed"].as_str().unwrap_or_default();
@@ -171,8 +183,11 @@ fn recording(value: &Value, amounts: &[(&str, u64, u64)]) -> Verdict {
     let seen =
         coverage(value).is_some_and(|(allocations, frees)| allocations >= COVERAGE && frees >= COVERAGE);
     check(seen, || format!("coverage {}: {errors}", report["coverage"]))?;
-    nothing_lost(report)?;
-    check(value["stacks"]["broken_blocks"] == 0 && value["stacks"]["blocks"].as_u64() > Some(0), || {
+    let blocks = value["stacks"]["blocks"].as_u64().unwrap_or(0);
+    let unreadable = (blocks as f64 * UNREADABLE) as u64;
+    nothing_lost(report, unreadable)?;
+    let broken = value["stacks"]["broken_blocks"].as_u64();
+    check(blocks > 0 && broken.is_some_and(|broken| broken <= unreadable), || {
         format!("stacks are not whole: {}", value["stacks"])
     })?;
     for (function, bytes, count) in amounts {
@@ -185,9 +200,13 @@ fn recording(value: &Value, amounts: &[(&str, u64, u64)]) -> Verdict {
 }
 
 /// A record that found the ring buffer full is sent again; everything else that is lost is lost.
-fn nothing_lost(report: &Value) -> Verdict {
+fn nothing_lost(report: &Value, unreadable: u64) -> Verdict {
     let losses = report["losses"].as_object().ok_or("no losses in the report")?;
-    let lost = losses.iter().find(|(name, number)| *name != "ring_full" && number.as_u64() != Some(0));
+    let lost = losses.iter().find(|(name, number)| match name.as_str() {
+        "ring_full" => false,
+        "failed_reads" => number.as_u64().is_none_or(|number| number > unreadable),
+        _ => number.as_u64() != Some(0),
+    });
     check(lost.is_none() && !losses.is_empty(), || format!("lost: {}", report["losses"]))
 }
 
@@ -283,6 +302,30 @@ mod tests {
     }
 
     #[test]
+    fn a_stack_in_ten_thousand_may_be_unreadable() {
+        let with = |blocks: u64, broken: u64, reads: u64| {
+            let mut value = exact();
+            value["stacks"] = json!({"stacks": 9, "blocks": blocks, "broken_blocks": broken});
+            value["live"]["losses"]["failed_reads"] = json!(reads);
+            outcome_of(&value)
+        };
+        assert_eq!(with(20_000, 2, 2), Outcome::Passed);
+        assert!(matches!(with(20_000, 3, 2), Outcome::Failed(_)));
+        assert!(matches!(with(20_000, 2, 3), Outcome::Failed(_)));
+        assert!(matches!(with(9_000, 1, 1), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn programs_that_the_verifier_refuses_fail() {
+        let programs = |status: u32, errors: &str| {
+            outcome_of(&json!({"test": "programs", "status": status, "errors": errors}))
+        };
+        assert_eq!(programs(0, "nothing was recorded: no supported Python interpreter ran"), Outcome::Passed);
+        assert!(matches!(programs(2, "the kernel refused `define`"), Outcome::Failed(_)));
+        assert!(matches!(programs(0, ""), Outcome::Failed(_)));
+    }
+
+    #[test]
     fn a_killed_tracer_must_have_changed_code_and_left_none() {
         let killed = |armed: u32, left: u32| {
             outcome_of(&json!({"test": "killed", "armed": armed, "left": left, "status": null}))
@@ -306,7 +349,7 @@ mod tests {
             .filter(|cell| matches!(cell.outcome, Outcome::Failed(_)))
             .map(|cell| &*cell.test)
             .collect();
-        assert_eq!(failed, ["attached", "killed", "stress", "interpreter"]);
+        assert_eq!(failed, ["programs", "attached", "killed"]);
         assert!(cells.iter().all(|cell| cell.kernel == "6.12.107" && cell.preemption == "voluntary"));
     }
 
