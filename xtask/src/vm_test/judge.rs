@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// Share of allocations and frees that must have been seen.
 const COVERAGE: f64 = 0.999;
-/// Share of blocks whose stack may be unreadable. A read may not fault, and in one recording of twenty one stack could not be read
+/// Share of blocks whose stack may be unreadable. A read may not fault, and in one recording of some thirty one stack could not be read
 /// (docs/decisions/0012-other-kernels.md). It is counted and shown; that it stays rare is what is tested.
 const UNREADABLE: f64 = 0.0001;
 /// What `exact.py` keeps, by function: bytes and blocks. Blocks of pymalloc have the size of their class.
