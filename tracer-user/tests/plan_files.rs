@@ -41,7 +41,7 @@ fn main() {
     trials.extend(unpacked());
     trials.extend(PYENV.into_iter().map(|(version, _)| inside::inside(version, pyenv_library(version))));
     trials.push(inside::inside("musl-3.13", musl_python()));
-    trials.push(free_threaded());
+    trials.extend(["3.13", "3.14"].map(free_threaded));
     trials.push(golden("glibc", Path::new("/lib/x86_64-linux-gnu/libc.so.6"), malloc_text));
     trials.extend(ALLOCATORS.into_iter().map(allocator));
     libtest_mimic::run(&arguments, trials).exit();
@@ -104,12 +104,13 @@ fn allocator((label, file, points): (&'static str, &'static str, usize)) -> Tria
     })
 }
 
-/// The free-threaded one that `cargo xtask setup` has built here: what a compiler makes of it differs from machine to machine, its checks do not.
+/// A free-threaded one that `cargo xtask setup` has built here: what a compiler makes of it differs from machine to machine, its checks do not.
 /// gcc 12 inlines `_mi_page_malloc` into 32 places, five of which Python uses, and `mi_free` into none.
-fn free_threaded() -> Trial {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons/3.13t/bin/python3.13t");
+fn free_threaded(version: &'static str) -> Trial {
+    let pythons = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons");
+    let path = pythons.join(format!("{version}t/bin/python{version}t"));
     let is_here = path.exists();
-    Trial::test("checks::free-threaded-3.13", move || {
+    Trial::test(format!("checks::free-threaded-{version}"), move || {
         let file = fs::read(&path)?;
         let found = plan_free_threaded(&file).map_err(|error| error.to_string())?;
         let checks = found.checks;

@@ -37,7 +37,7 @@ pub fn run() -> Result<()> {
     outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
     let services = python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
-    outcomes.push(("a free-threaded interpreter for tests", free_threaded::bring(&Machine, &sources)));
+    outcomes.push(("free-threaded interpreters for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
 }
 
