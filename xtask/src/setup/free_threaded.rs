@@ -1,4 +1,4 @@
-//! Free-threaded interpreters for tests. Debian has none, so they are built from the sources of its own, which takes about two minutes each.
+//! Free-threaded interpreters for tests. Debian has none, so they are built from the sources of its own, which takes two to four minutes each.
 //!
 //! They are built as `./configure --disable-gil` does it, without profiles, and stay below the target folder; scripts beside those of `pythons.rs` run them.
 
