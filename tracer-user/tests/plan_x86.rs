@@ -450,3 +450,24 @@ fn what_only_looks_like_pages_has_no_points() {
     assert_eq!(page_kinds(gcc_pop), []);
     assert_eq!(page_kinds(gcc_push), []);
 }
+
+/// mimalloc 2.5 as 3.14.10 has it counts in 16 bits, elsewhere: nothing may be taken for what it is not, and the reader is told.
+#[test]
+fn pages_of_a_newer_mimalloc_have_no_points() {
+    let found = find_with(plan_free_threaded, |code| {
+        code.op(|a| a.mov(rdx, qword_ptr(rax + 0x10)));
+        code.op(|a| a.test(rdx, rdx));
+        let mut slow = code.label();
+        code.op(|a| a.je(slow));
+        code.op(|a| a.mov(rcx, qword_ptr(rdx)));
+        code.op(|a| a.mov(qword_ptr(rax + 0x10), rcx));
+        code.op(|a| a.add(word_ptr(rax + 0x20), 1));
+        code.op(|a| a.mov(rax, rdx));
+        code.op(CodeAssembler::ret);
+        code.place(&mut slow);
+        code.op(|a| a.xor(ecx, ecx));
+    });
+    assert_eq!(found.kinds(), []);
+    assert_eq!(found.plan.checks.notes, [PlanNote::NoPages]);
+    assert!(PlanNote::NoPages.to_string().contains("3.14.10"));
+}

@@ -42,7 +42,7 @@ pub fn run() -> Result<()> {
     let services =
         python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn", "uvicorn", "greenlet"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
-    outcomes.push(("a free-threaded interpreter for tests", free_threaded::bring(&Machine, &sources)));
+    outcomes.push(("free-threaded interpreters for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
 }
 

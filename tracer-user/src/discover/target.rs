@@ -82,7 +82,7 @@ pub enum DiscoverError {
     },
     /// A free-threaded build that was never tried.
     #[error(
-        "process {pid} runs a free-threaded CPython {version}, which is not supported: of free-threaded builds only 3.13 is"
+        "process {pid} runs a free-threaded CPython {version}, which is not supported: of free-threaded builds only 3.13 and 3.14 are"
     )]
     FreeThreaded {
         /// The process.

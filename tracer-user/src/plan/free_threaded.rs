@@ -20,6 +20,9 @@ pub fn plan_free_threaded<Set: InstructionSet>(elf: &Elf<'_>) -> InterpreterPlan
         points.iter().filter(|point| matches!(point.kind, super::PointKind::PagePop { .. })).count();
     checks.pushes = points.len() - checks.pops;
     checks.notes.extend(is_cut.then_some(PlanNote::Cut));
+    if pops.is_empty() && frees.is_empty() {
+        checks.notes.push(PlanNote::NoPages);
+    }
     if (checks.pops == 0) != (checks.pushes == 0) {
         checks.notes.push(PlanNote::OneSided { pops: checks.pops, pushes: checks.pushes });
         // Blocks that never end, or that were never there: worse than nothing.

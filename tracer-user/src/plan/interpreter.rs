@@ -85,6 +85,11 @@ pub enum PlanNote {
         /// Pushes found.
         pushes: usize,
     },
+    /// A free-threaded interpreter without a mimalloc that we know. 3.14.4 has that of 3.13, 3.14.10 another (docs/decisions/0014).
+    #[error(
+        "no place takes blocks from pages as mimalloc 2.1 does; free-threaded builds with a newer one, such as 3.14.10, cannot be traced yet"
+    )]
+    NoPages,
     /// Two sites disagree on the size of a pool.
     #[error("pools of {first} and of {second} bytes in one file; some sites may be false")]
     PoolSizesDiffer {

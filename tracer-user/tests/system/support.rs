@@ -41,7 +41,7 @@ pub fn interpreters() -> Vec<Interpreter> {
 
 /// Every free-threaded one of a version that is not refused.
 pub fn free_threaded() -> Vec<Interpreter> {
-    of_kind(true).into_iter().filter(|interpreter| interpreter.minor == 13).collect()
+    of_kind(true).into_iter().filter(|interpreter| matches!(interpreter.minor, 13 | 14)).collect()
 }
 
 fn of_kind(is_free_threaded: bool) -> Vec<Interpreter> {

@@ -1,6 +1,6 @@
-//! A free-threaded interpreter for tests. Debian has none, so one is built from the source of its python3.13, which takes about two minutes.
+//! Free-threaded interpreters for tests. Debian has none, so they are built from the sources of its own, which takes two to four minutes each.
 //!
-//! It is built as `./configure --disable-gil` does it, without profiles, and stays below the target folder; a script beside those of `pythons.rs` runs it.
+//! They are built as `./configure --disable-gil` does it, without profiles, and stay below the target folder; scripts beside those of `pythons.rs` run them.
 
 use super::debian::{PrivateApt, Sources};
 use super::pythons;
@@ -10,51 +10,74 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-const SUITE: &str = "trixie";
-const VERSION: &str = "3.13";
+/// Versions, and the suites of Debian that have their sources. Without one, only a source that somebody has put into the version's folder is built:
+/// sid's 3.14.10 has another mimalloc than 3.14.4 has, and that is refused (docs/decisions/0014).
+const VERSIONS: [(&str, Option<&str>); 2] = [("3.13", Some("trixie")), ("3.14", None)];
 
-fn script() -> PathBuf {
-    pythons::folder().join("bin").join(format!("source-python{VERSION}t"))
+fn script(version: &str) -> PathBuf {
+    pythons::folder().join("bin").join(format!("source-python{version}t"))
+}
+
+/// Where the source of a version is.
+fn source_folder(version: &str) -> PathBuf {
+    pythons::folder().join(format!("{version}t-source"))
 }
 
 /// Build what is missing. Where there is no mirror or no compiler, nothing is built and no error made: tests go without.
 pub fn bring(runner: &impl Runner, sources: &Sources) -> Result<String> {
-    if script().exists() {
+    let is_missing = |(version, suite): &(&str, Option<&str>)| {
+        !script(version).exists() && (suite.is_some() || archive(&source_folder(version)).is_some())
+    };
+    let missing: Vec<_> = VERSIONS.into_iter().filter(is_missing).collect();
+    if missing.is_empty() {
         return Ok("all there".to_owned());
     }
     if !sources.has_mirror() || !runner.succeeds(&Invocation::new("gcc").args(["--version"])) {
-        return Ok("building it takes gcc and a mirror of Debian; tests go without it".to_owned());
+        return Ok("building them takes gcc and a mirror of Debian; tests go without them".to_owned());
     }
-    let folder = pythons::folder().join(format!("{VERSION}t-source"));
-    let archive = download(runner, sources, &folder)?;
-    let prefix = pythons::folder().join(format!("{VERSION}t"));
-    build(runner, &archive, &folder.join("tree"), &prefix)?;
-    let path = script();
-    let text = format!("#!/bin/sh\nexec \"{}/bin/python{VERSION}t\" \"$@\"\n", prefix.display());
+    for (version, suite) in &missing {
+        bring_version(runner, sources, version, *suite)?;
+    }
+    let built: Vec<String> = missing.iter().map(|(version, _)| format!("{version}t")).collect();
+    Ok(format!("built {}", built.join(", ")))
+}
+
+fn bring_version(runner: &impl Runner, sources: &Sources, version: &str, suite: Option<&str>) -> Result<()> {
+    let folder = source_folder(version);
+    let source = match (archive(&folder), suite) {
+        (None, Some(suite)) => download(runner, sources, version, suite, &folder)?,
+        (source, _) => source.with_context(|| format!("no source in `{}`", folder.display()))?,
+    };
+    let prefix = pythons::folder().join(format!("{version}t"));
+    build(runner, &source, &folder.join("tree"), &prefix)?;
+    let path = script(version);
+    let text = format!("#!/bin/sh\nexec \"{}/bin/python{version}t\" \"$@\"\n", prefix.display());
     fs::create_dir_all(pythons::folder().join("bin"))
         .and_then(|()| fs::write(&path, text))
         .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
-        .with_context(|| format!("failed to write `{}`", path.display()))?;
-    Ok(format!("built {VERSION}t from the source of Debian's {SUITE}"))
+        .with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+/// The source that a folder has.
+fn archive(folder: &Path) -> Option<PathBuf> {
+    let mut files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.find(|path| path.to_string_lossy().contains(".orig.tar."))
 }
 
 /// The source as Debian has it from its authors.
-fn download(runner: &impl Runner, sources: &Sources, folder: &Path) -> Result<PathBuf> {
-    let apt = PrivateApt::new(sources, SUITE, folder)?;
-    let list = folder.join("sources.list");
-    let lines = fs::read_to_string(&list).with_context(|| format!("failed to read `{}`", list.display()))?;
-    fs::write(&list, lines.replace("deb [", "deb-src ["))
-        .with_context(|| format!("failed to write `{}`", list.display()))?;
+fn download(
+    runner: &impl Runner,
+    sources: &Sources,
+    version: &str,
+    suite: &str,
+    folder: &Path,
+) -> Result<PathBuf> {
+    let apt = PrivateApt::with_sources(sources, suite, folder)?;
     apt.update(runner)?;
-    let package = format!("python{VERSION}");
-    let command = Invocation::new("apt-get")
-        .args(["source", "--download-only", "--tar-only", "-qq", package.as_str()])
-        .env("APT_CONFIG", folder.join("apt.conf").display().to_string())
-        .directory(folder);
-    runner.output(&command).with_context(|| format!("cannot download the source of {package}"))?;
-    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_archive = |path: &PathBuf| path.to_string_lossy().contains(".orig.tar.");
-    files.into_iter().find(is_archive).with_context(|| format!("no source in `{}`", folder.display()))
+    let package = format!("python{version}");
+    apt.download_source(runner, &package, folder)
+        .with_context(|| format!("cannot download the source of {package}"))?;
+    archive(folder).with_context(|| format!("no source in `{}`", folder.display()))
 }
 
 fn build(runner: &impl Runner, archive: &Path, tree: &Path, prefix: &Path) -> Result<()> {
@@ -84,10 +107,10 @@ mod tests {
 
     #[test]
     fn without_a_mirror_nothing_is_built() {
-        if script().exists() {
+        if script("3.13").exists() {
             return;
         }
         let text = bring(&Script::default(), &Sources::default()).unwrap();
-        assert!(text.ends_with("tests go without it"), "{text}");
+        assert!(text.ends_with("tests go without them"), "{text}");
     }
 }

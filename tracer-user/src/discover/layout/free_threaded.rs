@@ -23,7 +23,7 @@ pub struct CodeCopies {
 }
 
 /// The newest minor version whose free-threaded build was recorded here.
-const NEWEST: u8 = 13;
+const NEWEST: u8 = 14;
 /// From `owner` to `tlbc_index` and from `co_code_adaptive` to `co_tlbc` in `_Py_DebugOffsets` (3.14, Include/internal/pycore_debug_offsets.h).
 const OWNER_TO_INDEX: Offset = 16;
 const START_TO_COPIES: Offset = 8;
@@ -34,15 +34,9 @@ pub(super) fn complete(
     table: &Table<'_>,
     places: &PublishedPlaces,
 ) -> Result<(), PublishedError> {
-    if row.minor > NEWEST { Err(PublishedError::FreeThreaded) } else { apply(row, table, places) }
-}
-
-/// The same, also for versions that are known from their headers only.
-pub(super) fn apply(
-    row: &mut InterpreterLayout,
-    table: &Table<'_>,
-    places: &PublishedPlaces,
-) -> Result<(), PublishedError> {
+    if row.minor > NEWEST {
+        return Err(PublishedError::FreeThreaded);
+    }
     // What leads to a thread's state is the list of them: its newest member may be another thread's, as the holder of a lock may be.
     let holder = row.runtime.gil_last_holder.unwrap_or(0);
     let main = row.runtime.thread_state_pointer_offset.saturating_sub(holder);
