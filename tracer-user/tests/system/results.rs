@@ -13,9 +13,11 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{Asked, Interpreter};
 
-/// Says how an interpreter was built, as its own configuration has it.
-const BUILD: &str = "import sysconfig, sys; get = sysconfig.get_config_var; print(sys.version.split()[0], \
-                     'shared' if get('Py_ENABLE_SHARED') else 'static', '--enable-optimizations' in (get('CONFIG_ARGS') or ''))";
+/// Says how an interpreter was built: whether it has a library, by what is mapped (Debian configures for one and links its programs without), and whether
+/// with profiles, by its own configuration.
+const BUILD: &str = "import sysconfig, sys; is_shared = any('libpython' in line for line in open('/proc/self/maps')); \
+                     print(sys.version.split()[0], 'shared' if is_shared else 'static', \
+                     '--enable-optimizations' in (sysconfig.get_config_var('CONFIG_ARGS') or ''))";
 /// What stands in a stack that is not whole; other markers say that no Python function ran.
 const BROKEN: [&str; 7] =
     ["truncated", "unreadable", "not received", "not read", "other stacks", "not known", "unknown kind"];
@@ -28,6 +30,8 @@ pub fn note(interpreter: &Interpreter, measured: &Map<String, Value>) -> Result<
     let mut word = || words.next().context("the interpreter does not know its build");
     let (version, build, optimised) = (word()?, word()?, word()? == "True");
     let origin = interpreter.label.rsplit('_').next().unwrap_or_default();
+    // Debian's rules build with profiles by a make target, of which the configuration says nothing.
+    let optimised = optimised || matches!(origin, "debian" | "system");
     let mut line = json!({
         "interpreter": version,
         "origin": origin,
