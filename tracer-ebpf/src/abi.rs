@@ -255,8 +255,8 @@ pub struct RawFrame {
     pub fingerprint: u32,
 }
 
-/// Frames in one record: most stacks need one or two, and the ring holds eight times as many as if each had room for all.
-pub const PART_FRAMES: usize = 16;
+/// Frames in one record: most stacks need one to three, and the ring holds ten times as many as if each had room for all.
+pub const PART_FRAMES: usize = 8;
 
 /// A part of a stack that was not seen before, of one account.
 #[repr(C)]
@@ -324,10 +324,8 @@ pub struct CodeRecord {
 
 /// Bytes of one [`LineTableRecord`].
 pub const LINE_TABLE_BYTES: usize = 1024;
-/// Records that one run of the sending program sends.
-pub const LINE_TABLE_PART: u32 = 4;
 /// Records that one line table may take: 32 KiB, which holds functions of some 8,000 lines.
-pub const LINE_TABLE_RECORDS: u32 = 8 * LINE_TABLE_PART;
+pub const LINE_TABLE_RECORDS: u32 = 32;
 
 /// A piece of a code object's line table.
 #[repr(C)]

@@ -45,7 +45,7 @@ static FOLLOWED: HashMap<u32, u32> = HashMap::with_max_entries(FOLLOWED_PROCESSE
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Programs that others continue in; see [`DEFINE`].
 #[map]
-static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(6, 0);
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(5, 0);
 
 /// Slot of the program that sends up code objects.
 pub const DEFINE: u32 = 0;
@@ -53,12 +53,10 @@ pub const DEFINE: u32 = 0;
 pub const SEND_STACK: u32 = 1;
 /// Slot of the program that books what rarer handlers found.
 pub const BOOK: u32 = 2;
-/// Slot of the program that sends up one code object with a long line table.
-pub const SEND_CODE: u32 = 3;
 /// Slot of the program that searches a free-threaded interpreter's threads.
-pub const FIND_THREAD: u32 = 4;
+pub const FIND_THREAD: u32 = 3;
 /// A slot that stays empty: a tail call to it does nothing.
-pub const NOWHERE: u32 = 5;
+pub const NOWHERE: u32 = 4;
 
 /// Where records go.
 pub fn events() -> &'static RingBuf {

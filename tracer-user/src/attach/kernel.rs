@@ -16,7 +16,7 @@ use zerocopy::IntoBytes as _;
 
 use super::armed::{Armed, Links};
 use super::kernel_types::{KernelTypes, Offsets, offsets};
-use super::load::{create_maps, load_all, load_one, refused_or_broken, relocate};
+use super::load::{Relocated, create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
 use super::programs::{CONTINUED, FIND_THREAD, Program, WATCHED};
 use super::{AttachError, Readiness, object, perf, syscall};
@@ -364,9 +364,8 @@ impl Kernel {
         Array::try_from(map).map_err(table_error(name))
     }
 
-    fn load_programs(&self, mut object: aya_obj::Object) -> Result<Loaded, AttachError> {
-        relocate(&mut object, |name| self.descriptor(name))?;
-        let object = &object;
+    fn load_programs(&self, object: aya_obj::Object) -> Result<Loaded, AttachError> {
+        let object = &relocate(object, |name| self.descriptor(name))?;
         let programs = self.load_set(object, &Program::ALWAYS, &CONTINUED)?;
         let watchers = WATCHED
             .into_iter()
@@ -382,7 +381,7 @@ impl Kernel {
     /// Programs, and those that they continue in.
     fn load_set(
         &self,
-        object: &aya_obj::Object,
+        object: &Relocated,
         programs: &[Program],
         continued: &[(u32, &'static str)],
     ) -> Result<FxHashMap<Program, OwnedFd>, AttachError> {
@@ -406,8 +405,8 @@ impl Kernel {
             Loaded::Multi { programs, .. } if !programs.contains_key(&Program::PagePop) => {}
             _ => return Ok(()),
         }
-        let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
-        relocate(&mut object, |name| self.descriptor(name))?;
+        let object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
+        let object = relocate(object, |name| self.descriptor(name))?;
         let more = self.load_set(&object, &[Program::PagePop], &[FIND_THREAD])?;
         if let Loaded::Multi { programs, .. } = &mut self.loaded {
             programs.extend(more);

@@ -57,11 +57,10 @@ impl Program {
 }
 
 /// The programs that others continue in, with their slots (`tracer-ebpf/src/kernel/maps.rs`).
-pub(super) const CONTINUED: [(u32, &str); 4] =
-    [(0, "define"), (1, "send_stack"), (2, "book_block"), (3, "send_code")];
+pub(super) const CONTINUED: [(u32, &str); 3] = [(0, "define"), (1, "send_stack"), (2, "book_block")];
 
 /// The one that only free-threaded interpreters need.
-pub(super) const FIND_THREAD: (u32, &str) = (4, "find_thread");
+pub(super) const FIND_THREAD: (u32, &str) = (3, "find_thread");
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.
 pub(super) const WATCHED: [(&str, &CStr); 3] = [

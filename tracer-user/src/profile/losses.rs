@@ -28,6 +28,8 @@ pub struct Losses {
     pub blocks_before_armed: u64,
     /// Python processes that should have been followed and were not: no place for them, or they could not be armed.
     pub unfollowed_processes: u64,
+    /// Forked Python processes that ended before they could be armed: what they took is not in the profile.
+    pub ended_unarmed_processes: u64,
     /// Forks, execs and ends that the kernel half could not tell of.
     pub untold_processes: u64,
 }
@@ -38,7 +40,7 @@ pub const BLOCKS_BEFORE_ARMED: &str = "blocks that followed processes took befor
 impl Losses {
     /// Each cause with what it counts, in the order in which users are told.
     #[must_use]
-    pub fn causes(&self) -> [(u64, &'static str); 12] {
+    pub fn causes(&self) -> [(u64, &'static str); 13] {
         let Self {
             live_table_full,
             stack_table_full,
@@ -51,6 +53,7 @@ impl Losses {
             missed_probes,
             blocks_before_armed,
             unfollowed_processes,
+            ended_unarmed_processes,
             untold_processes,
         } = *self;
         [
@@ -65,6 +68,7 @@ impl Losses {
             (missed_probes, "missed probes"),
             (blocks_before_armed, BLOCKS_BEFORE_ARMED),
             (unfollowed_processes, "processes that could not be followed"),
+            (ended_unarmed_processes, "forked processes that ended before they were armed"),
             (untold_processes, "forks, execs or ends of processes untold"),
         ]
     }

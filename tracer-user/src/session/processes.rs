@@ -12,7 +12,7 @@ use super::target::{KnownPlans, Traced};
 use super::{Progress, SessionError};
 use crate::attach::{Armed, Kernel, disarm, forget_blocks};
 use crate::census::arenas::ArenaVariables;
-use crate::drain::read_totals;
+use crate::drain::{Totals, read_totals};
 use crate::profile::{Coverage, Followed};
 
 /// Pools are looked at again after this long, then after twice as long and so on, so that something is known of the coverage of a
@@ -68,11 +68,12 @@ pub struct Watched {
     look_after: Duration,
 }
 
-/// All of them, in the order in which they came in. A place in the list plus one is a slot of the kernel half's tables: slot 0 is no
-/// process.
+/// All of them, in the order in which they came in.
 #[derive(Debug, Default)]
 pub struct Processes {
     list: Vec<Watched>,
+    /// The latest slot of the kernel half's tables that is in use; slot 0 is no process.
+    latest_slot: u16,
     /// Blocks of the first so many that have ended may still be in the live table.
     unforgotten: Vec<u16>,
     /// What disarms those that have ended: it waits for the kernel, and others wait to be armed meanwhile.
@@ -103,8 +104,18 @@ impl Processes {
 
     /// The slot for the next process; `None` when all are taken.
     pub fn next_slot(&self) -> Option<u16> {
-        let slot = self.list.len() + 1;
-        (slot < tracer_ebpf::abi::PROCESSES as usize).then_some(slot as u16)
+        let slot = self.latest_slot + 1;
+        (u32::from(slot) < tracer_ebpf::abi::PROCESSES).then_some(slot)
+    }
+
+    /// A process that was to have `slot` could not be armed, or not in time. If anything was counted for it, no other process may
+    /// have that slot: it would be the other's.
+    pub fn gave_up(&mut self, kernel: &Kernel, slot: u16) -> Result<(), SessionError> {
+        if read_totals(kernel, slot)? != Totals::default() {
+            self.latest_slot = slot;
+            self.unforgotten.push(slot);
+        }
+        Ok(())
     }
 
     /// Adds a process that has just been armed.
@@ -137,6 +148,7 @@ impl Processes {
         recorder.add_process(&traced, followed);
         let tally = Err("the process ended before its pools could be read".to_owned());
         let allocators = AllocatorWatch::new(&traced.target, traced.allocators());
+        self.latest_slot = slot;
         self.list.push(Watched {
             traced,
             allocators,

@@ -244,6 +244,7 @@ impl Recorder {
         recording.losses = Losses {
             // What the session has counted.
             unfollowed_processes: recording.losses.unfollowed_processes,
+            ended_unarmed_processes: recording.losses.ended_unarmed_processes,
             untold_processes: recording.losses.untold_processes,
             blocks_before_armed: before.sum(),
             ..losses(totals.values())

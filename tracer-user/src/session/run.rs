@@ -62,8 +62,8 @@ struct Session<'a> {
     seen: FxHashSet<u32>,
     started: Option<(SystemTime, Instant)>,
     default_metric: &'static str,
-    /// Python processes that are not recorded although they should be.
-    unfollowed: u64,
+    /// What is lost of whole processes.
+    losses: Losses,
 }
 
 impl<'a> Session<'a> {
@@ -98,7 +98,7 @@ impl<'a> Session<'a> {
             seen: FxHashSet::default(),
             started: None,
             default_metric: "live",
-            unfollowed: 0,
+            losses: Losses::default(),
         })
     }
 
@@ -275,7 +275,7 @@ impl<'a> Session<'a> {
         observer: &mut impl Observer,
     ) -> Result<(), SessionError> {
         let Some(slot) = self.processes.next_slot() else {
-            self.unfollowed += 1;
+            self.losses.unfollowed_processes += 1;
             self.follower.settled(target.pid);
             return Ok(());
         };
@@ -286,11 +286,17 @@ impl<'a> Session<'a> {
             Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
             _ => None,
         };
-        let traced = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request.bare)?;
-        tracing::debug!("armed process {pid}, {origin:?}");
+        let armed = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request.bare);
+        let added = armed.and_then(|traced| {
+            tracing::debug!("armed process {pid}, {origin:?}");
+            self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
+        });
+        if added.is_err() {
+            self.processes.gave_up(&self.kernel, slot)?;
+        }
+        added?;
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
-        self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)?;
         // What it uses now is known before anybody is told that it is recorded.
         self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
     }
@@ -329,7 +335,7 @@ impl<'a> Session<'a> {
                 Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
                 Err(_) if !has_memory(pid) => return self.forget(pid),
                 Err(error) => {
-                    self.unfollowed += 1;
+                    self.losses.unfollowed_processes += 1;
                     observer.note(&format!("{error}: it is not recorded"));
                     return self.forget(pid);
                 }
@@ -337,13 +343,13 @@ impl<'a> Session<'a> {
         };
         match self.watch(target, origin, false, observer) {
             Ok(()) => Ok(()),
-            Err(SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_)) => {
+            // It has ended meanwhile, and whatever failed failed for that.
+            Err(error) if is_gone(&error) || !has_memory(pid) => {
+                self.losses.ended_unarmed_processes += u64::from(matches!(origin, Origin::Fork { .. }));
                 self.forget(pid)
             }
-            // It has ended meanwhile, and whatever failed failed for that.
-            Err(_) if !has_memory(pid) => self.forget(pid),
             Err(error) => {
-                self.unfollowed += 1;
+                self.losses.unfollowed_processes += 1;
                 observer.note(&format!("process {pid} is not recorded: {}", chain(&error)));
                 self.forget(pid)
             }
@@ -477,11 +483,7 @@ impl<'a> Session<'a> {
             default_metric: self.default_metric.to_owned(),
             coverage: self.coverage(),
             live_bytes_error: 0,
-            losses: Losses {
-                unfollowed_processes: self.unfollowed,
-                untold_processes: self.kernel.untold()?,
-                ..Losses::default()
-            },
+            losses: Losses { untold_processes: self.kernel.untold()?, ..self.losses.clone() },
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,
         };
@@ -531,6 +533,11 @@ fn come_first() {
     let _ = rustix::process::setpriority_process(None, -10);
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Whether an error says that there is no such process any more.
+const fn is_gone(error: &SessionError) -> bool {
+    matches!(error, SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_))
 }
 
 /// Whether a process has not ended: one that has is listed until its parent asks for its status, but has no memory.
