@@ -2,12 +2,14 @@
 //!
 //! The only place that knows all stages. It must not know clap, formats or terminals: progress goes to a callback.
 
+mod admit;
 mod allocators;
 mod command;
 mod coverage;
 mod find;
 mod follow;
 mod mallocs;
+mod preparation;
 mod processes;
 mod recorder;
 mod run;

@@ -1,23 +1,22 @@
 //! The loop of a recording: what wakes it up, and what is done then.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use aya::maps::{MapData, RingBuf};
 use rustc_hash::FxHashSet;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::command::{Change, Child};
 use super::find::Finder;
-use super::follow::{Follower, Step, Wanted};
+use super::follow::{Follower, Wanted};
+use super::preparation::{best_mechanism, check_kernel, come_first, own_cpu_percent};
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
-use super::target::{KnownPlans, Traced};
+use super::target::KnownPlans;
 use super::wakes::{Wake, Wakes};
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
-use crate::attach::known_kernels::{Verdict, verdict};
-use crate::attach::{AttachError, Kernel, Mechanism, Readiness, give_back_large_blocks};
+use crate::attach::{AttachError, Kernel, Readiness, give_back_large_blocks};
 use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
@@ -43,27 +42,27 @@ pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<R
     }
 }
 
-struct Session<'a> {
-    request: &'a Request,
-    kernel: Kernel,
-    ring: RingBuf<MapData>,
-    readiness: Readiness,
-    recorder: Recorder,
-    processes: Processes,
-    follower: Follower,
+pub(super) struct Session<'a> {
+    pub(super) request: &'a Request,
+    pub(super) kernel: Kernel,
+    pub(super) ring: RingBuf<MapData>,
+    pub(super) readiness: Readiness,
+    pub(super) recorder: Recorder,
+    pub(super) processes: Processes,
+    pub(super) follower: Follower,
     /// The command, which is held and armed where it execs; 0: there is none.
-    command: u32,
+    pub(super) command: u32,
     /// Where more processes may come from.
-    finder: Option<Finder>,
+    pub(super) finder: Option<Finder>,
     /// What is known of files.
-    files: Files,
-    plans: KnownPlans,
+    pub(super) files: Files,
+    pub(super) plans: KnownPlans,
     /// Those of the finder that have been looked at.
-    seen: FxHashSet<u32>,
-    started: Option<(SystemTime, Instant)>,
-    default_metric: &'static str,
+    pub(super) seen: FxHashSet<u32>,
+    pub(super) started: Option<(SystemTime, Instant)>,
+    pub(super) default_metric: &'static str,
     /// What is lost of whole processes.
-    losses: Losses,
+    pub(super) losses: Losses,
 }
 
 impl<'a> Session<'a> {
@@ -169,20 +168,6 @@ impl<'a> Session<'a> {
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
     }
 
-    /// Looks at processes of the finder that have not been looked at.
-    fn find_more(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
-        let Some(finder) = &self.finder else { return Ok(()) };
-        let found: FxHashSet<u32> = finder.processes()?.into_iter().collect();
-        // A number that is gone may come back as another process.
-        self.seen.retain(|pid| found.contains(pid));
-        for pid in found {
-            if self.seen.insert(pid) && self.processes.running(pid).is_none() {
-                self.try_to_watch(pid, Origin::Running, observer)?;
-            }
-        }
-        Ok(())
-    }
-
     async fn run_command(
         &mut self,
         command: &[std::ffi::OsString],
@@ -267,104 +252,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn watch(
-        &mut self,
-        target: Target,
-        origin: Origin,
-        is_root: bool,
-        observer: &mut impl Observer,
-    ) -> Result<(), SessionError> {
-        let Some(slot) = self.processes.next_slot() else {
-            self.losses.unfollowed_processes += 1;
-            self.follower.settled(target.pid);
-            return Ok(());
-        };
-        let pid = target.pid;
-        // Before it is armed: no child of it is missed.
-        self.kernel.follow(pid, slot)?;
-        let parent = match origin {
-            Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
-            _ => None,
-        };
-        let armed = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request.bare);
-        let added = armed.and_then(|traced| {
-            tracing::debug!("armed process {pid}, {origin:?}");
-            self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
-        });
-        if added.is_err() {
-            self.processes.gave_up(&self.kernel, slot)?;
-        }
-        added?;
-        self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
-        self.follower.settled(pid);
-        // What it uses now is known before anybody is told that it is recorded.
-        self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
-    }
-
-    /// Watches a process that came by itself, if it is Python. What fails concerns that process only: it may be gone by now.
-    fn try_to_watch(
-        &mut self,
-        pid: u32,
-        origin: Origin,
-        observer: &mut impl Observer,
-    ) -> Result<(), SessionError> {
-        if matches!(origin, Origin::Found { .. })
-            && let Some(finder) = &self.finder
-            && !finder.wants(pid)?
-        {
-            return self.forget(pid);
-        }
-        let target = match origin {
-            Origin::Fork { parent, .. } => match self.processes.get(parent) {
-                Some(parent) => parent.traced.target.of_fork(pid),
-                None => return Ok(()),
-            },
-            _ => match Target::inspect_with(&mut self.files, "/proc".as_ref(), pid) {
-                // Its malloc is not there yet; it is asked again.
-                Ok(Target { c_library: None, .. })
-                    if matches!(origin, Origin::Found { is_early: true, .. }) =>
-                {
-                    return Ok(());
-                }
-                Ok(target) => target,
-                Err(DiscoverError::NotPython { .. }) => return Ok(()),
-                // It is ending, or becoming another program: its files are gone from under it.
-                Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Found { is_early: true, .. }) => {
-                    return Ok(());
-                }
-                Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
-                Err(_) if !has_memory(pid) => return self.forget(pid),
-                Err(error) => {
-                    self.losses.unfollowed_processes += 1;
-                    observer.note(&format!("{error}: it is not recorded"));
-                    return self.forget(pid);
-                }
-            },
-        };
-        match self.watch(target, origin, false, observer) {
-            Ok(()) => Ok(()),
-            // It has ended meanwhile, and whatever failed failed for that.
-            Err(error) if is_gone(&error) || !has_memory(pid) => {
-                self.losses.ended_unarmed_processes += u64::from(matches!(origin, Origin::Fork { .. }));
-                self.forget(pid)
-            }
-            Err(error) => {
-                self.losses.unfollowed_processes += 1;
-                observer.note(&format!("process {pid} is not recorded: {}", chain(&error)));
-                self.forget(pid)
-            }
-        }
-    }
-
-    /// A process that is not recorded. It stays followed, for it may have children that are Python, unless every exec is told anyway.
-    fn forget(&mut self, pid: u32) -> Result<(), SessionError> {
-        self.follower.settled(pid);
-        if self.finder.is_some() {
-            self.kernel.unfollow(pid)?;
-        }
-        Ok(())
-    }
-
     /// Does what is due after a wake-up.
     fn serve(&mut self, wake: Wake, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.drain(observer)?;
@@ -400,46 +287,6 @@ impl<'a> Session<'a> {
             if let Some(step) = self.follower.take(event, Instant::now()) {
                 self.take_step(step, observer)?;
             }
-        }
-        Ok(())
-    }
-
-    fn take_step(&mut self, step: Step, observer: &mut impl Observer) -> Result<(), SessionError> {
-        match step {
-            Step::ArmFork { pid, parent, nanoseconds, parent_events } => {
-                let Some(place) = self.processes.running(parent) else {
-                    self.follower.ask_fork(pid, parent, nanoseconds, Instant::now());
-                    return Ok(());
-                };
-                self.try_to_watch(pid, Origin::Fork { parent: place, nanoseconds, parent_events }, observer)
-            }
-            Step::Wipe { pid, parent } => {
-                let place = self.processes.running(parent);
-                if let Some(parent) = place.and_then(|place| self.processes.get(place)) {
-                    parent.traced.wipe(&mut self.kernel, pid);
-                }
-                Ok(self.kernel.unfollow(pid)?)
-            }
-            Step::Inspect { pid, parent, nanoseconds, execed, is_early } => {
-                self.try_to_watch(pid, Origin::Found { parent, nanoseconds, execed, is_early }, observer)
-            }
-            Step::GiveUp { pid } => self.forget(pid),
-            Step::Retire { pid, replaced } => {
-                let Some(place) = self.processes.running(pid) else { return Ok(()) };
-                let is_root = self.processes.get(place).is_some_and(|watched| watched.is_root);
-                self.processes.retire(&mut self.kernel, place)?;
-                if replaced && is_root {
-                    observer.note(&format!("process {pid} has replaced itself by another program"));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Of those that have ended nobody may have told us: the ring buffer may have been full.
-    fn retire_the_dead(&mut self) -> Result<(), SessionError> {
-        for place in self.processes.dead() {
-            self.processes.retire(&mut self.kernel, place)?;
         }
         Ok(())
     }
@@ -499,74 +346,11 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Refuses kernels that are known to fail, unless asked not to.
-fn check_kernel(request: &Request, observer: &mut impl Observer) -> Result<(), SessionError> {
-    // Without it nothing is known, and nothing is refused.
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim_end();
-    match verdict(release) {
-        Verdict::Fine => {}
-        Verdict::Refused(reason) if !request.any_kernel => {
-            return Err(AttachError::BadKernel { release: release.to_owned(), reason }.into());
-        }
-        Verdict::Warned(reason) | Verdict::Refused(reason) => {
-            observer.note(&format!("beware of the kernel {release}: {reason}"));
-        }
-    }
-    Ok(())
-}
-
-/// The best that this kernel has; a word about it where it is not the usual one.
-fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionError> {
-    let mechanism = Mechanism::best()?;
-    if let Some(note) = mechanism.note() {
-        observer.note(note);
-    }
-    Ok(mechanism)
-}
-
-/// Asks for a processor before others: a tracer that waits too long for one finds its ring buffer full. After a command has
-/// been started, which must not inherit it; and without the right to, things are as they were.
-///
-/// And for more files than most may have open: each process takes about six.
-fn come_first() {
-    let _ = rustix::process::setpriority_process(None, -10);
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-}
-
-/// Whether an error says that there is no such process any more.
-const fn is_gone(error: &SessionError) -> bool {
-    matches!(error, SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_))
-}
-
-/// Whether a process has not ended: one that has is listed until its parent asks for its status, but has no memory.
-fn has_memory(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|text| !text.is_empty())
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &SessionError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
-}
-
 /// Whether there was a profile to hand over.
 fn hand_over(profile: Option<Profile>, observer: &mut impl Observer) -> bool {
     let Some(profile) = profile else { return false };
     observer.finished(profile);
     true
-}
-
-fn own_cpu_percent(elapsed: Duration) -> f64 {
-    let used = clock_gettime(ClockId::ProcessCPUTime);
-    let used = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
-    if elapsed.is_zero() { 0.0 } else { used / elapsed.as_secs_f64() * 100.0 }
 }
 
 /// What becomes readable when a process ends.
