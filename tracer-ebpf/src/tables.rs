@@ -27,7 +27,8 @@ pub struct Account {
     pub changed: Cell,
     pub temporary_count: Cell,
     pub temporary_bytes: Cell,
-    pub spare: Cell,
+    /// Its stack's key in the index; of an account that was given back, the number of the next such one.
+    pub link: Cell,
 }
 
 /// Totals and losses of one process.
@@ -200,7 +201,7 @@ pub struct KernelOffsets {
 pub struct Globals {
     /// Entries in the live table.
     pub live_used: Cell,
-    /// Accounts handed out, the processes' own ones included.
+    /// Accounts that were ever handed out, the processes' own ones included.
     pub accounts_used: Cell,
     /// How often the COMMAND has been held after an exec.
     pub exec_holds: Cell,
@@ -208,6 +209,8 @@ pub struct Globals {
     pub point_holds: Cell,
     /// Forks, execs and ends of followed processes that userspace could not be told of.
     pub untold: Cell,
+    /// Accounts that were given back: see `free.rs`.
+    pub free_accounts: Cell,
 }
 
 /// All tables.

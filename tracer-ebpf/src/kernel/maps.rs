@@ -19,15 +19,15 @@ const FOLLOWED_PROCESSES: u32 = 4096;
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static GLOBALS: Array<Globals> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Mapped by userspace, which clears it of the blocks of processes that have ended.
+/// These four are mapped by userspace, which clears them of what belongs to processes that have ended.
 #[map]
 static LIVE: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static INDEX: Array<Bucket> = Array::with_max_entries(1, 0);
+static INDEX: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static CODES: Array<Bucket> = Array::with_max_entries(1, 0);
+static CODES: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static ACCOUNTS: Array<Account> = Array::with_max_entries(PROCESSES, 0);
+static ACCOUNTS: Array<Account> = Array::with_max_entries(PROCESSES, BPF_F_MMAPABLE);
 #[map]
 static LAYOUTS: Array<Layout> = Array::with_max_entries(PROCESSES, 0);
 #[map]

@@ -73,8 +73,10 @@ pub fn process_fork(context: RawTracePointContext) -> i32 {
 /// `sched_process_exec`: a process has a new image. What is armed in it was meant for the old one.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(context: RawTracePointContext) -> i32 {
-    // Not used; without it the compiler would warn.
-    let _ = context.as_ptr();
+    // What the thread had in flight is of memory that is gone, and of accounts that others may get. The second is its number
+    // before it became the first thread of its process (`de_thread` in fs/exec.c).
+    forget_thread(bpf_get_current_pid_tgid() as u32);
+    forget_thread(context.arg::<u64>(1) as u32);
     let Some(settings) = settings() else { return 0 };
     let process = Task::current().process(settings);
     hold_own_command(settings, process, |globals| &globals.exec_holds);

@@ -9,6 +9,7 @@
 
 mod capacity;
 mod edges;
+mod ended;
 mod histories;
 mod host;
 mod model;

@@ -19,7 +19,7 @@ use super::kernel_types::{KernelTypes, Offsets, offsets};
 use super::load::{Relocated, create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
 use super::programs::{CONTINUED, FIND_THREAD, Program, WATCHED};
-use super::{AttachError, Readiness, object, perf, syscall};
+use super::{AttachError, Readiness, RingPositions, object, perf, ring, syscall};
 use crate::plan::FileOffset;
 
 /// `tracer_ebpf::tables::Settings` as words.
@@ -76,6 +76,8 @@ pub struct Kernel {
     /// The ring buffer's, once it has been taken from the maps.
     ring: Option<OwnedFd>,
     sizes: TableSizes,
+    /// By process slot.
+    earlier_owners: Vec<u32>,
     /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
     filter_here: bool,
     /// Inode number of our PID namespace; 0: the initial one.
@@ -125,8 +127,15 @@ impl Kernel {
                     let maps = create_maps(&mut object, sizes);
                     (offset.join().unwrap_or_else(|_| Err(missing("a reader"))), maps)
                 });
-                let mut kernel =
-                    Self { maps: maps?, ring: None, sizes, filter_here, own_namespace, loaded: Loaded::None };
+                let mut kernel = Self {
+                    maps: maps?,
+                    ring: None,
+                    sizes,
+                    earlier_owners: vec![0; PROCESSES as usize],
+                    filter_here,
+                    own_namespace,
+                    loaded: Loaded::None,
+                };
                 kernel.write_settings(offset?)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
@@ -147,6 +156,7 @@ impl Kernel {
                     maps: maps.collect(),
                     ring: None,
                     sizes,
+                    earlier_owners: vec![0; PROCESSES as usize],
                     filter_here,
                     own_namespace,
                     loaded: Loaded::None,
@@ -183,7 +193,7 @@ impl Kernel {
         words[10..20].copy_from_slice(&offsets.kernel);
         words[20] = self.own_namespace;
         self.array::<Settings>("SETTINGS")?.set(0, words, 0).map_err(table_error("SETTINGS"))?;
-        let globals: Globals = [0, u64::from(PROCESSES), 0, 0, 0];
+        let globals: Globals = [0, u64::from(PROCESSES), 0, 0, 0, 0];
         self.array::<Globals>("GLOBALS")?.set(0, globals, 0).map_err(table_error("GLOBALS"))
     }
 
@@ -195,13 +205,13 @@ impl Kernel {
 
     /// How often the held process has been held: after an exec, at a point.
     pub fn holds(&self) -> Result<(u64, u64), AttachError> {
-        let [_, _, after_exec, at_point, _]: Globals = self.words("GLOBALS", 0)?;
+        let [_, _, after_exec, at_point, ..]: Globals = self.words("GLOBALS", 0)?;
         Ok((after_exec, at_point))
     }
 
     /// Forks, execs and ends of followed processes that we were not told of, because the ring buffer was full.
     pub fn untold(&self) -> Result<u64, AttachError> {
-        let [_, _, _, _, untold]: Globals = self.words("GLOBALS", 0)?;
+        let [_, _, _, _, untold, _]: Globals = self.words("GLOBALS", 0)?;
         Ok(untold)
     }
 
@@ -223,6 +233,35 @@ impl Kernel {
         Ok(used as f64 / places as f64)
     }
 
+    /// Accounts that processes have now, the processes' own ones aside, as a share of all. `given_back`: how many userspace has given
+    /// back so far, modulo 2^32.
+    pub fn account_fill(&self, given_back: u32) -> Result<f64, AttachError> {
+        let [_, used, _, _, _, free]: Globals = self.words("GLOBALS", 0)?;
+        let free = given_back.wrapping_sub(tracer_ebpf::free::taken(free));
+        let all = u64::from(self.sizes.accounts.saturating_sub(PROCESSES));
+        let used = used.saturating_sub(u64::from(PROCESSES)).min(all);
+        Ok(used.saturating_sub(u64::from(free)) as f64 / all.max(1) as f64)
+    }
+
+    /// How far the ring buffer has been written and read; it must have been taken.
+    pub fn ring_positions(&self) -> Result<RingPositions, AttachError> {
+        let ring = self.ring.as_ref().ok_or_else(|| missing("EVENTS"))?;
+        ring::positions(ring.as_fd()).map_err(table_error("EVENTS"))
+    }
+
+    /// Makes a process slot as good as new. Nothing may be armed with it, and nothing of it be in the tables but its totals.
+    pub fn free_slot(&mut self, slot: u16) -> Result<(), AttachError> {
+        const TOTALS: usize = size_of::<tracer_ebpf::tables::Totals>();
+        self.array::<[u8; TOTALS]>("TOTALS")?
+            .set(u32::from(slot), [0; TOTALS], 0)
+            .map_err(table_error("TOTALS"))?;
+        self.set_layout(u32::from(slot), &Layout::default())?;
+        if let Some(owners) = self.earlier_owners.get_mut(usize::from(slot)) {
+            *owners = owners.wrapping_add(1);
+        }
+        Ok(())
+    }
+
     /// Asks to be told of every exec of the host, not only those of followed processes.
     pub fn tell_all_execs(&mut self) -> Result<(), AttachError> {
         self.set(ALL_EXECS, 1)
@@ -238,6 +277,19 @@ impl Kernel {
     /// Follows a process: its children, its execs and its end are told. `slot`: where it is recorded; 0: nowhere yet.
     pub fn follow(&mut self, pid: u32, slot: u16) -> Result<(), AttachError> {
         self.followed()?.insert(pid, u32::from(slot), 0).map_err(table_error("FOLLOWED"))
+    }
+
+    /// Says where a followed process is recorded; `false` if it is not followed: it has ended.
+    pub fn move_followed(&mut self, pid: u32, slot: u16) -> Result<bool, AttachError> {
+        /// `BPF_EXIST`, include/uapi/linux/bpf.h.
+        const IF_THERE: u64 = 2;
+        match self.followed()?.insert(pid, u32::from(slot), IF_THERE) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+                Ok(false)
+            }
+            Err(error) => Err(table_error("FOLLOWED")(error)),
+        }
     }
 
     /// Follows it no longer.
@@ -277,6 +329,7 @@ impl Kernel {
             // The kernel half knows other numbers than we; that the process is the right one the links see to.
             layout.pid = 0;
         }
+        layout.earlier_owners = self.earlier_owners.get(slot as usize).copied().unwrap_or(0);
         let mut bytes = [0; size_of::<Layout>()];
         bytes.copy_from_slice(layout.as_bytes());
         self.array::<[u8; size_of::<Layout>()]>("LAYOUTS")?

@@ -4,30 +4,33 @@
 //! descriptors: it is gone when they are dropped, also when the tracer is killed.
 
 mod armed;
+mod ended;
 mod kernel;
 mod kernel_types;
 pub mod known_kernels;
 mod layout;
-mod live;
 mod load;
+mod mapped;
 mod mechanism;
 mod object;
 mod own_memory;
 mod perf;
 mod programs;
 mod readiness;
+mod ring;
 mod syscall;
 mod target;
 mod trial;
 
 pub use armed::{Armed, disarm};
+pub use ended::{AccountWords, SlotSet, close_accounts, forget_codes, take_blocks};
 pub use kernel::{Globals, Kernel, ProbePoint, TableSizes};
 pub use layout::kernel_layout;
-pub use live::forget_blocks;
 pub use mechanism::Mechanism;
 pub use own_memory::give_back_large_blocks;
 pub use programs::Program;
 pub use readiness::Readiness;
+pub use ring::RingPositions;
 pub use target::{FilePlan, Slot, arm};
 pub use trial::trial;
 

@@ -32,6 +32,8 @@ pub struct Losses {
     pub ended_unarmed_processes: u64,
     /// Forks, execs and ends that the kernel half could not tell of.
     pub untold_processes: u64,
+    /// Stacks of processes that had ended, given up to bound the tracer's memory: their bytes are under the marker "other stacks".
+    pub merged_stacks: u64,
 }
 
 /// What [`Losses::blocks_before_armed`] is called.
@@ -40,7 +42,7 @@ pub const BLOCKS_BEFORE_ARMED: &str = "blocks that followed processes took befor
 impl Losses {
     /// Each cause with what it counts, in the order in which users are told.
     #[must_use]
-    pub fn causes(&self) -> [(u64, &'static str); 13] {
+    pub fn causes(&self) -> [(u64, &'static str); 14] {
         let Self {
             live_table_full,
             stack_table_full,
@@ -55,6 +57,7 @@ impl Losses {
             unfollowed_processes,
             ended_unarmed_processes,
             untold_processes,
+            merged_stacks,
         } = *self;
         [
             (live_table_full, "blocks without a place in the live table"),
@@ -70,6 +73,7 @@ impl Losses {
             (unfollowed_processes, "processes that could not be followed"),
             (ended_unarmed_processes, "forked processes that ended before they were armed"),
             (untold_processes, "forks, execs or ends of processes untold"),
+            (merged_stacks, "stacks of ended processes merged"),
         ]
     }
 

@@ -36,14 +36,22 @@ impl Session<'_> {
         is_root: bool,
         observer: &mut impl Observer,
     ) -> Result<(), SessionError> {
-        let Some(slot) = self.processes.next_slot() else {
+        let Some(slot) = self.processes.next_slot().filter(|_| self.recorder.has_room()) else {
             self.losses.unfollowed_processes += 1;
             self.follower.settled(target.pid);
             return Ok(());
         };
         let pid = target.pid;
         // Before it is armed: no child of it is missed.
-        self.kernel.follow(pid, slot)?;
+        match origin {
+            Origin::Start | Origin::Running => self.kernel.follow(pid, slot)?,
+            // It is followed from its fork to its end; were it followed anew after that, it would be for ever.
+            Origin::Fork { .. } | Origin::Found { .. } => {
+                if !self.kernel.move_followed(pid, slot)? {
+                    return Err(AttachError::Gone { pid }.into());
+                }
+            }
+        }
         let parent = match origin {
             Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
             _ => None,
@@ -54,7 +62,7 @@ impl Session<'_> {
             self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
         });
         if added.is_err() {
-            self.processes.gave_up(&self.kernel, slot)?;
+            self.processes.gave_up(&mut self.kernel, slot, pid)?;
         }
         added?;
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
@@ -115,6 +123,15 @@ impl Session<'_> {
                 observer.note(&format!("process {pid} is not recorded: {}", chain(&error)));
                 self.forget(pid)
             }
+        }
+    }
+
+    /// Counts forks that ended before they could be armed. `parents`: theirs.
+    pub(super) fn count_unarmed(&mut self, parents: Vec<u32>) {
+        let of_recorded = parents.into_iter().filter(|parent| self.processes.running(*parent).is_some());
+        let unarmed = of_recorded.count() as u64;
+        if self.request.follow {
+            self.losses.ended_unarmed_processes += unarmed;
         }
     }
 

@@ -85,6 +85,39 @@ struct Pending {
     tries: u32,
 }
 
+/// Takes out the forks of processes whose end has been told as well: their numbers may be others' by now. Gives back the parents of
+/// those that ended as what they were born.
+pub fn leave_out_the_dead(told: &mut Vec<ProcessEvent>) -> Vec<u32> {
+    // From the last one on: of a number that comes twice each fork meets its own end.
+    let mut ended: FxHashMap<u32, bool> = FxHashMap::default();
+    let mut parents = Vec::new();
+    let mut rest: Vec<ProcessEvent> = Vec::with_capacity(told.len());
+    for event in told.drain(..).rev() {
+        match event {
+            ProcessEvent::Exit { pid } => {
+                ended.insert(pid, false);
+            }
+            ProcessEvent::Exec { pid, .. } => {
+                if let Some(has_execed) = ended.get_mut(&pid) {
+                    *has_execed = true;
+                }
+            }
+            ProcessEvent::Fork { pid, parent, shares_memory, .. } => {
+                if let Some(has_execed) = ended.remove(&pid) {
+                    if !has_execed && !shares_memory {
+                        parents.push(parent);
+                    }
+                    continue;
+                }
+            }
+        }
+        rest.push(event);
+    }
+    rest.reverse();
+    *told = rest;
+    parents
+}
+
 /// Followed processes that are not recorded yet.
 #[derive(Debug)]
 pub struct Follower {
@@ -219,6 +252,20 @@ mod tests {
         }
         assert_eq!(asked, TRIES);
         assert!(now - begun > Duration::from_secs(8) && follower.next_try().is_none());
+    }
+
+    /// Number 7 is given out three times; only its last owner still runs.
+    #[test]
+    fn a_number_that_comes_again_is_another_process() {
+        let exit = |pid| ProcessEvent::Exit { pid };
+        let exec = |pid| ProcessEvent::Exec { pid, nanoseconds: AT };
+        let mut told =
+            vec![fork(7, false), exit(7), fork(8, false), fork(7, false), exec(7), exit(7), fork(7, false)];
+        assert_eq!(leave_out_the_dead(&mut told), [1], "one has ended as what it was born");
+        assert_eq!(told, [exit(7), fork(8, false), exec(7), exit(7), fork(7, false)]);
+        let (mut follower, now) = (Follower::new(Wanted::Descendants), Instant::now());
+        let steps: Vec<Step> = told.into_iter().filter_map(|event| follower.take(event, now)).collect();
+        assert!(matches!(steps.last(), Some(Step::ArmFork { pid: 7, .. })));
     }
 
     #[test]

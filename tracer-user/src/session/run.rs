@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::command::{Change, Child};
 use super::find::Finder;
-use super::follow::{Follower, Wanted};
+use super::follow::{Follower, Wanted, leave_out_the_dead};
 use super::preparation::{best_mechanism, check_kernel, come_first, own_cpu_percent};
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
@@ -121,7 +121,7 @@ impl<'a> Session<'a> {
         let mut wakes = Wakes::new(self.request.duration)?;
         observer.note("recording; Ctrl-C ends it");
         loop {
-            let retry = self.follower.next_try();
+            let retry = self.next_step();
             let wake = tokio::select! {
                 wake = wakes.next(&self.readiness, retry) => wake?,
                 () = ends(&mut descriptors) => {
@@ -158,7 +158,7 @@ impl<'a> Session<'a> {
         self.find_more(observer)?;
         observer.note("recording; Ctrl-C ends it");
         loop {
-            let wake = wakes.next(&self.readiness, self.follower.next_try()).await?;
+            let wake = wakes.next(&self.readiness, self.next_step()).await?;
             if matches!(wake, Wake::Interrupt | Wake::TimeIsUp | Wake::Forward(_)) {
                 break;
             }
@@ -166,6 +166,11 @@ impl<'a> Session<'a> {
         }
         let profile = self.finish(observer)?;
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
+    }
+
+    /// When there is something to do without being told.
+    fn next_step(&self) -> Option<Instant> {
+        self.follower.next_try().into_iter().chain(self.processes.next_step()).min()
     }
 
     async fn run_command(
@@ -192,7 +197,7 @@ impl<'a> Session<'a> {
                 Some(_) => child.go_on()?,
                 None => {}
             }
-            let wake = wakes.next(&self.readiness, self.follower.next_try()).await?;
+            let wake = wakes.next(&self.readiness, self.next_step()).await?;
             match wake {
                 Wake::Interrupt | Wake::TimeIsUp if recording => {
                     recording = false;
@@ -255,6 +260,7 @@ impl<'a> Session<'a> {
     /// Does what is due after a wake-up.
     fn serve(&mut self, wake: Wake, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.drain(observer)?;
+        self.processes.reclaim(&mut self.kernel, &mut self.recorder, |line| observer.note(line))?;
         for step in self.follower.due(Instant::now()) {
             self.take_step(step, observer)?;
         }
@@ -275,6 +281,7 @@ impl<'a> Session<'a> {
         while let Some(record) = self.ring.next() {
             told.extend(self.recorder.take(&record));
         }
+        self.count_unarmed(leave_out_the_dead(&mut told));
         for event in told {
             // The command itself is held where it execs, and handled there.
             let is_command = |pid: u32| pid == self.command;
@@ -299,7 +306,7 @@ impl<'a> Session<'a> {
         if let Some((_, started)) = self.started {
             progress.elapsed = started.elapsed();
         }
-        self.processes.progress(&self.kernel, &mut progress)?;
+        self.processes.progress(&self.kernel, &self.recorder, &mut progress)?;
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         observer.progress(progress);
         Ok(())

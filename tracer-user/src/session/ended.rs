@@ -1,0 +1,169 @@
+//! What is kept of processes that have ended and given back their places in the kernel half: samples, totals, losses.
+//!
+//! Its memory is bounded. When samples take more than they may, those that allocated least are merged into one a process, which
+//! is counted: their bytes stay, their stacks go. It must not know tables, nor when processes end.
+
+use rustc_hash::FxHashMap;
+
+use super::recorder::{add_losses, merge};
+use crate::drain::Totals;
+use crate::profile::{Domain, Losses, ProcessIndex, Sample, Stack, Values};
+
+/// Most bytes of samples. 50,000 of 40 frames at 1.3 bytes; the tracer may have 60 MB in all, most of which those have that run.
+const MAX_BYTES: usize = 8 << 20;
+
+/// What is left of them.
+#[derive(Debug, Default)]
+pub struct Ended {
+    samples: Vec<Sample>,
+    bytes: usize,
+    /// Samples whose stacks were given up.
+    merged: u64,
+    losses: Losses,
+    events: u64,
+    /// Of their live bytes, as far as they are estimates: see `drain/thinning.rs`.
+    variance: f64,
+}
+
+/// What stands in place of stacks that were given up.
+pub const MERGED: &str = "other stacks (process ended)";
+
+impl Ended {
+    /// Keeps a sample. `other`: the stack that says [`MERGED`].
+    pub fn add(&mut self, sample: Sample, other: &Stack) {
+        self.bytes += bytes_of(&sample);
+        self.samples.push(sample);
+        if self.bytes > MAX_BYTES {
+            self.shrink(MAX_BYTES / 2, other);
+        }
+    }
+
+    /// Counts what a whole process did.
+    pub fn add_totals(&mut self, totals: &Totals) {
+        add_losses(&mut self.losses, totals);
+        self.events += totals.events_seen();
+    }
+
+    /// Counts the uncertainty of blocks that a process held at its end.
+    pub fn add_variance(&mut self, variance: f64) {
+        self.variance += variance;
+    }
+
+    /// Merges samples of the same stacks; then, if they still take more than `bytes`, those that allocated least.
+    fn shrink(&mut self, bytes: usize, other: &Stack) {
+        merge(&mut self.samples);
+        self.bytes = self.samples.iter().map(bytes_of).sum();
+        if self.bytes <= bytes {
+            return;
+        }
+        // Those that go come first; what has been merged already stays.
+        let weight = |sample: &Sample| match &sample.stack {
+            stack if stack == other => u64::MAX,
+            _ => sample.values.allocated.bytes,
+        };
+        self.samples.sort_unstable_by_key(weight);
+        let mut going = 0;
+        for sample in &self.samples {
+            if self.bytes <= bytes || weight(sample) == u64::MAX {
+                break;
+            }
+            self.bytes -= bytes_of(sample);
+            going += 1;
+        }
+        let mut sums: FxHashMap<(ProcessIndex, Domain), Values> = FxHashMap::default();
+        for sample in self.samples.drain(..going) {
+            let sum = sums.entry((sample.process, sample.domain)).or_default();
+            *sum = sum.plus(sample.values);
+        }
+        self.merged += going as u64;
+        for ((process, domain), values) in sums {
+            let sample = Sample { process, thread: 0, domain, stack: other.clone(), values };
+            self.bytes += bytes_of(&sample);
+            self.samples.push(sample);
+        }
+        self.samples.shrink_to(self.samples.len() * 2);
+    }
+
+    /// What was lost of them.
+    pub fn losses(&self) -> Losses {
+        Losses { merged_stacks: self.merged, ..self.losses.clone() }
+    }
+
+    /// Events that were seen of them.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// See [`Ended::add_variance`].
+    pub fn variance(&self) -> f64 {
+        self.variance
+    }
+
+    /// Hands over the samples; no two of them need be different.
+    pub fn take_samples(&mut self) -> Vec<Sample> {
+        self.bytes = 0;
+        std::mem::take(&mut self.samples)
+    }
+}
+
+/// What a sample takes: itself, and the block of its stack.
+fn bytes_of(sample: &Sample) -> usize {
+    /// glibc's header and rounding, on average.
+    const HEADER: usize = 16;
+    size_of::<Sample>() + sample.stack.bytes() + HEADER
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Amount, FrameId};
+
+    fn stack(frames: &[u32]) -> Stack {
+        frames.iter().copied().map(FrameId).collect()
+    }
+
+    fn sample(process: u32, number: u32, bytes: u64) -> Sample {
+        let amount = Amount { bytes, count: 1 };
+        Sample {
+            process: ProcessIndex(process),
+            thread: 7,
+            domain: Domain::Pymalloc,
+            stack: stack(&[number, number + 1, number + 2]),
+            values: Values { allocated: amount, live: amount, peak: amount, temporary: Amount::default() },
+        }
+    }
+
+    #[test]
+    fn what_fits_is_kept_as_it_is() {
+        let (mut ended, other) = (Ended::default(), stack(&[0]));
+        let samples: Vec<Sample> = (1..1000).map(|number| sample(1, number, 16)).collect();
+        samples.iter().for_each(|sample| ended.add(sample.clone(), &other));
+        assert_eq!(ended.losses(), Losses::default());
+        assert_eq!(ended.take_samples(), samples);
+    }
+
+    /// Far more than fit, of several processes: no byte is lost, the largest keep their stacks, and memory has its bound.
+    #[test]
+    fn past_the_bound_small_ones_become_one_a_process() {
+        let (mut ended, other) = (Ended::default(), stack(&[0]));
+        let (processes, stacks) = (50_u64, 10_000_u32);
+        for process in 0..processes {
+            for number in 1..=stacks {
+                let bytes = if number == stacks { 1 << 30 } else { u64::from(number % 100) * 16 };
+                ended.add(sample(process as u32, number, bytes), &other);
+                assert!(ended.bytes <= MAX_BYTES + 1000);
+            }
+        }
+        let merged = ended.losses().merged_stacks;
+        let samples = ended.take_samples();
+        let kept = samples.iter().filter(|sample| sample.stack != other).count() as u64;
+        assert_eq!(kept + merged, processes * u64::from(stacks));
+        for process in 0..processes {
+            let of_it = || samples.iter().filter(|sample| u64::from(sample.process.0) == process);
+            let sum = of_it().map(|sample| sample.values.allocated.bytes).sum::<u64>();
+            let all: u64 = (1..stacks).map(|number| u64::from(number % 100) * 16).sum();
+            assert_eq!(sum, all + (1 << 30));
+            assert!(of_it().any(|sample| sample.stack == stack(&[stacks, stacks + 1, stacks + 2])));
+        }
+    }
+}
