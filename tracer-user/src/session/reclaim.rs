@@ -16,7 +16,7 @@ use super::recorder::Recorder;
 use crate::attach::{Armed, Kernel, SlotSet, close_accounts, disarm, forget_codes, take_blocks};
 use crate::drain::{Totals, account_row, read_totals, variance_of_block};
 
-/// Room is made when this much of a table is in use, or of the slots.
+/// Room is made when this much of the table of live blocks is in use, or one and a half times as much of the accounts or slots.
 const SCARCE: f64 = 0.25;
 /// From here on without a pause.
 const URGENT: f64 = 0.5;
@@ -151,7 +151,9 @@ impl Reclaim {
     fn need(&self, kernel: &Kernel) -> Result<f64, SessionError> {
         let slots = f64::from(self.slots.fresh) - 1.0 - self.slots.free.len() as f64;
         let slots = slots / f64::from(PROCESSES - 1);
-        Ok(kernel.live_fill()?.max(kernel.account_fill(self.given_back)?).max(slots))
+        // Live blocks are thinned out from half of their table on; the others may be used up.
+        let used_up = kernel.account_fill(self.given_back)?.max(slots);
+        Ok(kernel.live_fill()?.max(used_up * 2.0 / 3.0))
     }
 
     /// The next step of a sweep, some milliseconds at the most. Gives back the slots, with their totals, of which nothing is left in

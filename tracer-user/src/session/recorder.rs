@@ -29,6 +29,10 @@ type CodeKey = (u32, u64, u32);
 /// tracer stays under 60 MB whatever the target does.
 const MAX_STACK_BYTES: usize = 16 << 20;
 
+/// Most bytes of stacks of those that run and samples of those that have ended together: 100,000 of these of 40 frames each, if there
+/// are few of those. A quarter of it is always theirs.
+const MAX_SAMPLE_BYTES: usize = 18 << 20;
+
 /// Processes of one recording, with those that have ended: 8 MB of them.
 const MAX_PROCESSES: usize = 16_384;
 
@@ -108,13 +112,18 @@ impl Recorder {
         if let Some(sample) = row.and_then(|row| self.sample(row)) {
             let other = std::iter::once(self.resolver.marker(MERGED)).collect();
             self.stack_bytes -= sample.stack.bytes().min(self.stack_bytes);
-            self.ended.add(sample, &other);
+            self.ended.add(sample, self.room_for_ended(), &other);
         }
         if let Some(stack) = self.stacks.get_mut(account as usize) {
             self.stack_bytes -= std::mem::take(stack).bytes().min(self.stack_bytes);
         }
         self.threads.remove(&account);
         self.parts.remove(&account);
+    }
+
+    /// Bytes that samples of ended processes may take: what the stacks of those that run leave of it.
+    fn room_for_ended(&self) -> usize {
+        MAX_SAMPLE_BYTES.saturating_sub(self.stack_bytes).max(MAX_SAMPLE_BYTES / 4)
     }
 
     /// Of blocks that ended processes held, as far as they are estimates.
@@ -284,6 +293,8 @@ impl Recorder {
         for slot in &slots {
             totals.insert(u32::from(*slot), read_totals(kernel, *slot)?);
         }
+        let other = std::iter::once(self.resolver.marker(MERGED)).collect();
+        self.ended.shrink(self.room_for_ended(), &other);
         let mut samples = self.ended.take_samples();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
         read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
@@ -350,7 +361,7 @@ impl Recorder {
 
 /// Puts samples into an order that does not depend on accounts, and makes one of those whose *resolved* stacks are the same.
 /// In place: a map of them would double what the tracer weighs at its end.
-pub fn merge(samples: &mut Vec<Sample>) {
+fn merge(samples: &mut Vec<Sample>) {
     fn key(sample: &Sample) -> (ProcessIndex, u32, Domain, &Stack) {
         (sample.process, sample.thread, sample.domain, &sample.stack)
     }

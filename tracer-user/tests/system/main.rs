@@ -21,6 +21,7 @@ mod survey;
 mod switches;
 mod threads;
 mod truth;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -107,7 +108,7 @@ fn main() -> ExitCode {
     for Test { name, check: kind, runs_here } in tests
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
-        .chain([switches::TESTS, interpreters::TESTS, free_threaded::TESTS])
+        .chain([switches::TESTS, interpreters::TESTS, free_threaded::TESTS, workers::TESTS])
         .flatten()
     {
         // What setup brings must be there in CI: a test that vanishes proves nothing.
