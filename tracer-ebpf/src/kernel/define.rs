@@ -76,6 +76,7 @@ pub fn define(context: ProbeContext) -> u32 {
     let start = event.stack_start(Some(thread), false);
     thread.cursor.store(start.frame);
     let mut state = Loop::new(&context);
+    thread.unsent_code.store(0);
     if start.frame != 0 {
         state.run(STEPS, define_next);
     }
@@ -92,41 +93,38 @@ pub fn define(context: ProbeContext) -> u32 {
     0
 }
 
-/// Goes through the next frames of the stack, and sends the first code object that has not been sent.
+/// Looks for the next code object that has not been sent, or sends the next record of the one that was found. One loop for both:
+/// each function on the way has a stack frame of its own, and all together have 512 bytes.
 extern "C" fn define_next(_: u64, state: *mut c_void) -> c_long {
     // SAFETY: the kernel hands over what `Loop::run` gave it.
     let state = unsafe { &mut *state.cast::<Loop>() };
     let Some((event, thread)) = asked_again(state) else { return ENOUGH };
-    search(&event, thread, thread.cursor.load());
-    // Read back and not used as they are: the verifier would follow every way out of the search through all that comes now.
     let unsent = Unsent::of(thread);
-    if unsent.code != 0 {
-        state.table = LineTable::of(&event, unsent.code);
-        thread.sent_bytes.store(0);
-        state.run(LINE_TABLE_RECORDS, send_next_piece);
-        if state.is_full != 0 || !send_definition(&event, unsent, state.table.size) {
+    if unsent.code == 0 {
+        search(&event, thread, thread.cursor.load());
+        // Read back and not used as it is: the verifier would follow every way out of the search through all that comes now.
+        let found = Unsent::of(thread);
+        if found.code != 0 {
+            state.table = LineTable::of(&event, found.code);
+            thread.sent_bytes.store(0);
+            return AGAIN;
+        }
+    } else if thread.sent_bytes.load() < u64::from(state.table.size).min(LONGEST_TABLE) {
+        let offset = thread.sent_bytes.load();
+        if !state.table.send_piece(&event, unsent, offset as u32) {
             state.is_full = 1;
             return ENOUGH;
         }
+        thread.sent_bytes.store(offset + LINE_TABLE_BYTES as u64);
+        return AGAIN;
+    } else {
+        if !send_definition(&event, unsent, state.table.size) {
+            state.is_full = 1;
+            return ENOUGH;
+        }
+        thread.unsent_code.store(0);
     }
     if thread.cursor.load() == 0 { ENOUGH } else { AGAIN }
-}
-
-/// Sends the next record of a line table.
-extern "C" fn send_next_piece(_: u64, state: *mut c_void) -> c_long {
-    // SAFETY: as above.
-    let state = unsafe { &mut *state.cast::<Loop>() };
-    let Some((event, thread)) = asked_again(state) else { return ENOUGH };
-    let offset = thread.sent_bytes.load();
-    if offset >= u64::from(state.table.size) {
-        return ENOUGH;
-    }
-    if !state.table.send_piece(&event, Unsent::of(thread), offset as u32) {
-        state.is_full = 1;
-        return ENOUGH;
-    }
-    thread.sent_bytes.store(offset + LINE_TABLE_BYTES as u64);
-    AGAIN
 }
 
 /// Sends the stack itself, in parts.
@@ -187,8 +185,12 @@ fn code_candidates(event: &Event, key: u64) -> Candidates {
 /// Frames that one step looks at: few, because the verifier follows each.
 const FRAMES: usize = 4;
 
-/// Steps of a search: one for each code object, and one for each stretch of frames without a new one.
-const STEPS: u32 = (MAX_FRAMES + MAX_FRAMES / FRAMES) as u32;
+/// Most bytes of a line table that are sent.
+const LONGEST_TABLE: u64 = LINE_TABLE_RECORDS as u64 * LINE_TABLE_BYTES as u64;
+
+/// More steps than any stack takes: for each frame one that finds its code, those that send it, and one for each stretch of frames
+/// without a new one.
+const STEPS: u32 = MAX_FRAMES as u32 * (LINE_TABLE_RECORDS + 3);
 
 /// Finds the innermost code object from `frame` on that has not been sent, and where to go on: in the thread's cells.
 #[inline(always)]
