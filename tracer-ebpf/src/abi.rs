@@ -14,11 +14,9 @@ pub const THREAD_BUCKETS: u32 = 1024;
 /// `szidx` in `struct pool_header` (Objects/obmalloc.c, the same in 3.8 to 3.15).
 pub const POOL_SIZE_INDEX: u64 = 36;
 
-/// `xblock_size` in `struct mi_page_s` (Include/internal/mimalloc/mimalloc/types.h, the same in 3.13 and 3.14): bytes of each block.
-pub const PAGE_BLOCK_SIZE: u64 = 28;
-/// `slice_count` in it: the page's slices.
+/// `slice_count` in `struct mi_page_s` (Include/internal/mimalloc/mimalloc/types.h, all versions): the page's slices.
 pub const PAGE_SLICE_COUNT: u64 = 0;
-/// From here on `xblock_size` says only that the block is larger (`MI_HUGE_BLOCK_SIZE`).
+/// From here on a block size of 32 bits says only that the block is larger (`MI_HUGE_BLOCK_SIZE`).
 pub const LARGEST_PAGE_BLOCK: u64 = 2 << 30;
 /// `MI_SEGMENT_SLICE_SIZE`, as a power of two.
 pub const PAGE_SLICE_SHIFT: u32 = 16;
@@ -79,6 +77,26 @@ impl Cookie {
                 | (pool as u64) << 24
                 | (process as u64) << 32,
         )
+    }
+
+    /// With where a page has the size of its blocks: `offset` bytes from its start, in 64 bits or in 32.
+    #[must_use]
+    pub const fn with_block_size(self, offset: u8, is_word: bool) -> Self {
+        Self(self.0 | (offset as u64) << 48 | (is_word as u64) << 56)
+    }
+
+    /// See [`Self::with_block_size`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn block_size_offset(self) -> u64 {
+        (self.0 >> 48) & 0xff
+    }
+
+    /// See [`Self::with_block_size`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn block_size_is_word(self) -> bool {
+        self.0 >> 56 & 1 != 0
     }
 
     /// See [`kind`].

@@ -323,7 +323,7 @@ impl Kernel {
     pub fn set_layout(&mut self, slot: u32, layout: &Layout) -> Result<(), AttachError> {
         let mut layout = *layout;
         if layout.thread_next != 0 {
-            self.load_for_free_threading()?;
+            self.load_for_pages()?;
         }
         if self.own_namespace != 0 {
             // The kernel half knows other numbers than we; that the process is the right one the links see to.
@@ -389,6 +389,9 @@ impl Kernel {
         pid: u32,
         points: &[ProbePoint],
     ) -> Result<Armed, AttachError> {
+        if program == Program::PagePop {
+            self.load_for_pages()?;
+        }
         let failed = |source: io::Error| {
             if source.raw_os_error() == Some(libc::ESRCH) {
                 return AttachError::Gone { pid };
@@ -452,8 +455,8 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Loads what only free-threaded interpreters need, once. The verifier takes 50 ms for it, which others need not wait.
-    fn load_for_free_threading(&mut self) -> Result<(), AttachError> {
+    /// Loads what only interpreters with mimalloc need, once. The verifier takes 50 ms for it, which others need not wait.
+    fn load_for_pages(&mut self) -> Result<(), AttachError> {
         match &self.loaded {
             Loaded::Multi { programs, .. } if !programs.contains_key(&Program::PagePop) => {}
             _ => return Ok(()),

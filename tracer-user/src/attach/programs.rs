@@ -59,7 +59,7 @@ impl Program {
 /// The programs that others continue in, with their slots (`tracer-ebpf/src/kernel/maps.rs`).
 pub(super) const CONTINUED: [(u32, &str); 3] = [(0, "define"), (1, "send_stack"), (2, "book_block")];
 
-/// The one that only free-threaded interpreters need.
+/// The one, beside [`Program::PagePop`], that only free-threaded interpreters need.
 pub(super) const FIND_THREAD: (u32, &str) = (3, "find_thread");
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.

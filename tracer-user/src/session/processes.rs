@@ -155,7 +155,7 @@ impl Processes {
         let first = if from_start {
             Ok(NOTHING_YET)
         } else {
-            look(&traced.target, &mut arenas, || read_totals(kernel, slot))?
+            look(&traced.target, traced.pages(), &mut arenas, || read_totals(kernel, slot))?
         };
         let followed = self.followed(origin, armed, first.as_ref().ok());
         recorder.add_process(&traced, followed);
@@ -376,7 +376,8 @@ impl Tallies {
 impl Watched {
     fn look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
         let slot = self.traced.slot.number;
-        let last = look(&self.traced.target, &mut self.arenas, || read_totals(kernel, slot))?;
+        let pages = self.traced.pages();
+        let last = look(&self.traced.target, pages, &mut self.arenas, || read_totals(kernel, slot))?;
         let totals = read_totals(kernel, slot)?;
         match (&self.first, last) {
             (Ok(first), Ok(last)) => self.tally = Ok(Tally::of(*first, last, &totals, self.from_start)),
