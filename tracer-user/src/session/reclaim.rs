@@ -180,7 +180,7 @@ impl Reclaim {
                 recorder.add_variance(variance);
                 Some(next.map_or(Phase::Codes(0), Phase::Blocks))
             }
-            Phase::Codes(from) => forget_codes(kernel, &sweep.set, from)?.map(Phase::Codes),
+            Phase::Codes(from) => forget_codes(kernel, from)?.map(Phase::Codes),
         };
         if let Some(phase) = next {
             sweep.phase = phase;
