@@ -221,8 +221,8 @@ pub struct Layout {
     pub copy_word: u32,
     /// `PyCodeObject.co_code_adaptive`: where the first copy begins. 0 where there are no others.
     pub code_start: u32,
-    /// How many processes had this slot before: what was sent of them was not sent of this one.
-    pub earlier_owners: u32,
+    /// The process slot, and from bit 10 on how many processes had it before: what was sent of them was not sent of this one.
+    pub owner: u32,
 }
 
 /// The first word of every record.

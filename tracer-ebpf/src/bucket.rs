@@ -173,13 +173,11 @@ pub fn insert<T: Buckets>(table: &T, at: Candidates, key: u64, value: u64) -> Op
 
 /// Puts a key in the place of another, which is lost: for tables that only spare work.
 #[inline(always)]
-pub fn displace<T: Buckets>(table: &T, at: Candidates, key: u64, value: u64) {
+pub fn displace<T: Buckets>(table: &T, at: Candidates, key: u64) {
     if let Some(bucket) = table.bucket(at.first)
         && let Some(cell) = bucket.keys.get((key >> 61) as usize)
-        && let Some(of_it) = bucket.values.get((key >> 61) as usize)
     {
         cell.store(key);
-        of_it.store(value);
     }
 }
 

@@ -173,8 +173,7 @@ fn sent_key(event: &Event, generations: &Generations, code: u64, fingerprint: u3
     // What tells a code object from others at its address: its generation, and the fingerprint for those whose end was not
     // seen.
     let version = u64::from(generations.of(code)) << 32 | u64::from(fingerprint);
-    let process = u64::from(event.layout.earlier_owners) << 32 | u64::from(event.cookie.process() + 1);
-    spread(mix(mix(process, code), version)) | 1
+    spread(mix(mix(event.layout.owner.into(), code), version)) | 1
 }
 
 #[inline(always)]
@@ -363,8 +362,8 @@ fn send_definition(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool
         let key = sent_key(event, generations, code, fingerprint);
         let at = code_candidates(event, key);
         // Code that has ended keeps its place until another needs it. One that still runs and loses its place is sent again.
-        if bucket::insert(&CodeBuckets, at, key, u64::from(process)).is_none() {
-            bucket::displace(&CodeBuckets, at, key, u64::from(process));
+        if bucket::insert(&CodeBuckets, at, key, 0).is_none() {
+            bucket::displace(&CodeBuckets, at, key);
         }
     }
     if let (Some(key), Some(globals)) = (Key::new(process, code), globals()) {

@@ -4,7 +4,7 @@
 //! kernel half runs takes entries out, while programs of other processes put theirs in. It must not know what becomes of them.
 
 use tracer_ebpf::abi::PROCESSES;
-use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates};
+use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES};
 use tracer_ebpf::cell::Cell;
 use tracer_ebpf::free;
 use tracer_ebpf::live::{Entry, Key, Live};
@@ -81,7 +81,7 @@ pub fn take_blocks(
     let shared = Shared::of(kernel)?;
     let (settings, globals) = shared.get()?;
     let buckets = kernel.sizes().live_buckets as usize;
-    sweep(kernel, "LIVE", buckets, from, |window, key, _| {
+    sweep(kernel, "LIVE", buckets, from, |window, key| {
         if slots.has(key)
             && let Some(entry) = (Live { buckets: window, settings, globals }).take(Key(key))
         {
@@ -90,22 +90,23 @@ pub fn take_blocks(
     })
 }
 
-/// Takes the code objects of the processes in `slots` out of the next part of the table of those that were sent.
+/// Empties the next part of the table of code objects that were sent, if more than half of it is in use. Which of them are of processes
+/// that have ended it does not say; one that still runs is sent once more with its next new stack.
 ///
 /// # Errors
 /// When the tables cannot be mapped.
-pub fn forget_codes(kernel: &Kernel, slots: &SlotSet, from: usize) -> Result<Option<usize>, AttachError> {
+pub fn forget_codes(kernel: &Kernel, from: usize) -> Result<Option<usize>, AttachError> {
     let shared = Shared::of(kernel)?;
     let (settings, _) = shared.get()?;
     let buckets = kernel.sizes().code_buckets;
-    sweep(kernel, "CODES", buckets as usize, from, |window, key, slot| {
-        // A program that has just put its key here has not written its value yet: what is taken out then is another's, and is
-        // sent once more.
-        if key != 0 && slots.has(slot) {
-            let at = Candidates::of(key, settings.seed.load(), buckets);
-            if let Some(place) = bucket::find(window, at, key) {
-                bucket::remove(window, at, place, key);
-            }
+    let mut used = 0;
+    sweep(kernel, "CODES", buckets as usize, from, |_, _| used += 1)?;
+    let in_part = BUCKETS_AT_ONCE.min((buckets as usize).saturating_sub(from)) * ENTRIES;
+    let is_full = used > in_part / 2;
+    sweep(kernel, "CODES", buckets as usize, from, |window, key| {
+        let at = Candidates::of(key, settings.seed.load(), buckets);
+        if is_full && let Some(place) = bucket::find(window, at, key) {
+            bucket::remove(window, at, place, key);
         }
     })
 }
@@ -116,7 +117,7 @@ fn sweep(
     table: &'static str,
     buckets: usize,
     from: usize,
-    mut visit: impl FnMut(&Window<'_>, u64, u64),
+    mut visit: impl FnMut(&Window<'_>, u64),
 ) -> Result<Option<usize>, AttachError> {
     let end = (from + BUCKETS_AT_ONCE).min(buckets);
     if from >= end {
@@ -124,9 +125,9 @@ fn sweep(
     }
     let mut window = Window::new(kernel.table(table)?, buckets, from..end).map_err(table_error(table))?;
     for number in from..end {
-        for (key, value) in window.entries(number) {
+        for key in window.keys(number) {
             if key != 0 {
-                visit(&window, key, value);
+                visit(&window, key);
                 window.next_key();
             }
         }

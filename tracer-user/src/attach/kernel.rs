@@ -329,7 +329,8 @@ impl Kernel {
             // The kernel half knows other numbers than we; that the process is the right one the links see to.
             layout.pid = 0;
         }
-        layout.earlier_owners = self.earlier_owners.get(slot as usize).copied().unwrap_or(0);
+        let earlier = self.earlier_owners.get(slot as usize).copied().unwrap_or(0);
+        layout.owner = slot | earlier.wrapping_mul(PROCESSES);
         let mut bytes = [0; size_of::<Layout>()];
         bytes.copy_from_slice(layout.as_bytes());
         self.array::<[u8; size_of::<Layout>()]>("LAYOUTS")?

@@ -71,11 +71,9 @@ impl<'kernel> Window<'kernel> {
 }
 
 impl Window<'_> {
-    /// The keys of a bucket of the chunk, with their values. A copy: each key that is taken out may need other pages.
-    pub fn entries(&self, number: usize) -> [(u64, u64); ENTRIES] {
-        let Some(bucket) = self.chunk.get(number) else { return [(0, 0); ENTRIES] };
-        let keys = bucket.keys().each_ref().map(Cell::load);
-        std::array::from_fn(|entry| (keys[entry], bucket.value(entry as u32).map_or(0, Cell::load)))
+    /// The keys of a bucket of the chunk. A copy: each that is taken out may need other pages.
+    pub fn keys(&self, number: usize) -> [u64; ENTRIES] {
+        self.chunk.get(number).map_or([0; ENTRIES], |bucket| bucket.keys().each_ref().map(Cell::load))
     }
 
     /// Forgets the pages of the key before.

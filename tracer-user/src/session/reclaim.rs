@@ -35,6 +35,8 @@ struct Slots {
 #[derive(Debug)]
 enum Leaving {
     Disarming(u16, JoinHandle<()>),
+    /// Nothing of it can run any more.
+    Disarmed(u16),
     /// Its last records end at this position of the ring buffer.
     Reading(u16, u64),
 }
@@ -115,11 +117,17 @@ impl Reclaim {
         if self.sweep.is_some() || self.leaving.is_empty() {
             return Ok(());
         }
-        let positions = kernel.ring_positions()?;
+        // In this order: whatever is disarmed before the positions are read has written its last record before them.
         for leaving in &mut self.leaving {
             if let Leaving::Disarming(slot, thread) = leaving
                 && thread.is_finished()
             {
+                *leaving = Leaving::Disarmed(*slot);
+            }
+        }
+        let positions = kernel.ring_positions()?;
+        for leaving in &mut self.leaving {
+            if let Leaving::Disarmed(slot) = leaving {
                 *leaving = Leaving::Reading(*slot, positions.written);
             }
         }
@@ -180,7 +188,7 @@ impl Reclaim {
                 recorder.add_variance(variance);
                 Some(next.map_or(Phase::Codes(0), Phase::Blocks))
             }
-            Phase::Codes(from) => forget_codes(kernel, &sweep.set, from)?.map(Phase::Codes),
+            Phase::Codes(from) => forget_codes(kernel, from)?.map(Phase::Codes),
         };
         if let Some(phase) = next {
             sweep.phase = phase;

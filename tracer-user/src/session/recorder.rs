@@ -110,9 +110,9 @@ impl Recorder {
     /// Makes a sample of an account that is given back; the next records with its number are of another.
     pub fn close_account(&mut self, account: u32, row: Option<AccountRow>) {
         if let Some(sample) = row.and_then(|row| self.sample(row)) {
-            let other = std::iter::once(self.resolver.marker(MERGED)).collect();
             self.stack_bytes -= sample.stack.bytes().min(self.stack_bytes);
-            self.ended.add(sample, self.room_for_ended(), &other);
+            self.ended.add(sample);
+            self.bound_ended();
         }
         if let Some(stack) = self.stacks.get_mut(account as usize) {
             self.stack_bytes -= std::mem::take(stack).bytes().min(self.stack_bytes);
@@ -121,9 +121,13 @@ impl Recorder {
         self.parts.remove(&account);
     }
 
-    /// Bytes that samples of ended processes may take: what the stacks of those that run leave of it.
-    fn room_for_ended(&self) -> usize {
-        MAX_SAMPLE_BYTES.saturating_sub(self.stack_bytes).max(MAX_SAMPLE_BYTES / 4)
+    /// Samples of ended processes may take what the stacks of those that run leave.
+    fn bound_ended(&mut self) {
+        let limit = MAX_SAMPLE_BYTES.saturating_sub(self.stack_bytes).max(MAX_SAMPLE_BYTES / 4);
+        if self.ended.bytes() > limit {
+            let other = std::iter::once(self.resolver.marker(MERGED)).collect();
+            self.ended.shrink(limit, &other);
+        }
     }
 
     /// Of blocks that ended processes held, as far as they are estimates.
@@ -293,8 +297,7 @@ impl Recorder {
         for slot in &slots {
             totals.insert(u32::from(*slot), read_totals(kernel, *slot)?);
         }
-        let other = std::iter::once(self.resolver.marker(MERGED)).collect();
-        self.ended.shrink(self.room_for_ended(), &other);
+        self.bound_ended();
         let mut samples = self.ended.take_samples();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
         read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;

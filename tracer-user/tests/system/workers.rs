@@ -99,10 +99,10 @@ fn check(profile: &Profile, pids: &[u32]) -> Result<()> {
         );
     }
     let losses = &profile.recording.losses;
-    ensure!(losses.stack_table_full == 0 && losses.merged_stacks == 0, "{losses:?}");
+    ensure!(losses.stack_table_full == 0, "{losses:?}");
     ensure!(losses.unfollowed_processes == 0 && losses.untold_processes == 0, "{losses:?}");
     let asked = Asked(profile);
-    let full = asked.markers().into_iter().find(|marker| marker.contains("other stacks"));
+    let full = asked.markers().into_iter().find(|marker| marker.contains("stack table is full"));
     ensure!(full.is_none(), "{full:?}");
     Ok(())
 }
@@ -113,6 +113,10 @@ fn in_little_room(interpreter: &Interpreter, kind: &str, number: usize, room: &s
     let (samples, room) = (profile.samples.len(), room.parse::<usize>()?);
     say(&format!("{}: {samples} stacks of {number} workers in room for {room}", interpreter.label));
     check(&profile, &pids)?;
+    if kind == "fork" {
+        // Programs of their own have thousands each at their start, more than the tracer keeps.
+        ensure!(profile.recording.losses.merged_stacks == 0, "{:?}", profile.recording.losses);
+    }
     // What is recorded of one program or another differs by when it was armed.
     let times = if kind == "fork" { 3 } else { 1 };
     ensure!(samples > times * room, "{samples} stacks would have fitted into {room}");
