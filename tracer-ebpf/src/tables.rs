@@ -124,7 +124,11 @@ pub struct Thread {
     pub unsent_code: Cell,
     /// Its fingerprint.
     pub unsent_fingerprint: Cell,
-    /// Bytes of its line table that have been sent.
+    /// Where its line table lies.
+    pub line_table: Cell,
+    /// Bytes that it has.
+    pub line_table_bytes: Cell,
+    /// Bytes of it that have been sent.
     pub sent_bytes: Cell,
     /// A block that waits for the program that books it.
     pub booked_block: Cell,

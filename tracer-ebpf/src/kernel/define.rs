@@ -33,12 +33,12 @@ use super::task::Task;
 const AGAIN: c_long = 0;
 const ENOUGH: c_long = 1;
 
-/// What the steps of a loop share; it lies on the stack of the program that runs the loop.
+/// What the steps of a loop share; it lies on the stack of the program that runs the loop. What one step tells the next does not: before Linux 6.7 the
+/// verifier follows a step once, with what is there before the first, and cuts out what never runs then (kernel/bpf/verifier.c, "verify callbacks as if they
+/// are called unknown number of times"). It is in the thread's cells, of which the verifier knows nothing.
 #[repr(C)]
 struct Loop {
     context: *mut c_void,
-    /// Bytes of the line table that is being sent.
-    table: LineTable,
     /// The ring buffer was full; nothing more is sent.
     is_full: u64,
 }
@@ -46,7 +46,7 @@ struct Loop {
 impl Loop {
     #[inline(always)]
     fn new(context: &ProbeContext) -> Self {
-        Self { context: context.as_ptr(), table: LineTable { data: 0, size: 0 }, is_full: 0 }
+        Self { context: context.as_ptr(), is_full: 0 }
     }
 
     /// Calls `step` up to `times` times, until it says [`ENOUGH`].
@@ -105,20 +105,23 @@ extern "C" fn define_next(_: u64, state: *mut c_void) -> c_long {
         // Read back and not used as it is: the verifier would follow every way out of the search through all that comes now.
         let found = Unsent::of(thread);
         if found.code != 0 {
-            state.table = LineTable::of(&event, found.code);
+            let table = LineTable::of(&event, found.code);
+            thread.line_table.store(table.data);
+            thread.line_table_bytes.store(table.size.into());
             thread.sent_bytes.store(0);
             return AGAIN;
         }
-    } else if thread.sent_bytes.load() < u64::from(state.table.size).min(LONGEST_TABLE) {
+    } else if thread.sent_bytes.load() < thread.line_table_bytes.load().min(LONGEST_TABLE) {
         let offset = thread.sent_bytes.load();
-        if !state.table.send_piece(&event, unsent, offset as u32) {
+        let table = LineTable { data: thread.line_table.load(), size: thread.line_table_bytes.load() as u32 };
+        if !table.send_piece(&event, unsent, offset as u32) {
             state.is_full = 1;
             return ENOUGH;
         }
         thread.sent_bytes.store(offset + LINE_TABLE_BYTES as u64);
         return AGAIN;
     } else {
-        if !send_definition(&event, unsent, state.table.size) {
+        if !send_definition(&event, unsent, thread.line_table_bytes.load() as u32) {
             state.is_full = 1;
             return ENOUGH;
         }

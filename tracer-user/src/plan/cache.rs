@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Raised with every change of the format *or of what the finders find*: an old plan must not outlive them.
-const FORMAT: u32 = 12;
+const FORMAT: u32 = 13;
 /// A plan of 254 points takes about 40 KB; anything longer is not ours.
 const LONGEST_ENTRY: u64 = 4 << 20;
 /// What an interpreter's entries are called by.

@@ -26,6 +26,8 @@ const _: () = assert!(FREE == MimallocVersion::V2_5.layout().free as i64);
 const SEGMENT_MASK: i64 = -(32 << 20);
 /// A pop's load and its branch are neighbours in every build looked at.
 const STEPS_TO_TEST: u32 = 12;
+/// Branches between the load and the test: whether the block is to be cleared, and whether the page knows its blocks' size.
+const FORKS_TO_TEST: u32 = 2;
 /// From the test to the last store of the pop.
 const STEPS_OF_POP: u32 = 16;
 /// Branches between them: 2.5 asks whether its caller wants to know the page, and both ways pop.
@@ -125,38 +127,58 @@ impl Recent {
     }
 }
 
-/// Looks closer at a load of `[P+free]`; none if what follows is no pop.
-fn examine_pop<'data, C: Code<'data>>(code: &mut C, load: &C::Instruction) -> Option<PageSite> {
+/// Looks closer at a load of `[P+free]`; nothing if what follows is no pop. Several where the test stands on more than one way: a build asks first whether the
+/// block is to be cleared, and tests the list on both sides of that.
+fn examine_pop<'data, C: Code<'data>>(code: &mut C, load: &C::Instruction) -> Vec<PageSite> {
+    let mut sites = Vec::new();
     let mut machine = Machine::default();
-    let head = load.memory_address(&machine)?;
+    let Some(head) = load.memory_address(&machine) else { return sites };
     if head.origin == Origin::initial(C::STACK_POINTER) {
-        return None;
+        return sites;
     }
     code.execute(load, &mut machine);
-    let (_, block) =
-        machine.registers().find(|(_, value)| machine.origins().loaded_from(*value) == Some(head))?;
-    let mut address = load.next_address();
-    for _ in 0..STEPS_TO_TEST {
-        let instruction = code.at(address)?;
-        match instruction.flow() {
-            Flow::Next => {
-                code.execute(&instruction, &mut machine);
-                address = instruction.next_address();
+    let loaded = machine.registers().find(|(_, value)| machine.origins().loaded_from(*value) == Some(head));
+    let Some((_, block)) = loaded else { return sites };
+    let mut paths = vec![Path {
+        machine,
+        address: load.next_address(),
+        steps: STEPS_TO_TEST,
+        forks: FORKS_TO_TEST,
+        touched: true,
+    }];
+    while let Some(mut path) = paths.pop() {
+        while path.steps > 0 {
+            path.steps -= 1;
+            let Some(instruction) = code.at(path.address) else { break };
+            match instruction.flow() {
+                Flow::Next => {
+                    code.execute(&instruction, &mut path.machine);
+                    path.address = instruction.next_address();
+                }
+                Flow::Jump(Some(target)) => path.address = target,
+                Flow::Conditional(Some(target)) => {
+                    let sides = [instruction.next_address(), target];
+                    let fates = sides.map(|side| fate(code, path.machine.clone(), side, block, head));
+                    match fates {
+                        // Always on one side and never on the other: there is no block.
+                        [Fate::Pops(version), Fate::Stays] | [Fate::Stays, Fate::Pops(version)] => {
+                            sites.push(judge_pop(&path.machine, &instruction, block, head, version));
+                        }
+                        _ if path.forks > 0 && fates.contains(&Fate::Unclear) => {
+                            for address in sides {
+                                let machine = path.machine.clone();
+                                paths.push(Path { machine, address, forks: path.forks - 1, ..path });
+                            }
+                        }
+                        _ => {}
+                    }
+                    break;
+                }
+                _ => break,
             }
-            Flow::Jump(target) => address = target?,
-            Flow::Conditional(target) => {
-                let sides = [instruction.next_address(), target?];
-                let fates = sides.map(|side| fate(code, machine.clone(), side, block, head));
-                // Always on one side and never on the other: there is no block.
-                let ([Fate::Pops(version), Fate::Stays] | [Fate::Stays, Fate::Pops(version)]) = fates else {
-                    return None;
-                };
-                return Some(judge_pop(&machine, &instruction, block, head, version));
-            }
-            Flow::End => return None,
         }
     }
-    None
+    sites
 }
 
 /// What becomes of a block on all ways from some place.
