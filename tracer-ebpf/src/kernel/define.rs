@@ -77,6 +77,7 @@ pub fn define(context: ProbeContext) -> u32 {
     thread.cursor.store(start.frame);
     let mut state = Loop::new(&context);
     thread.unsent_code.store(0);
+    thread.sent_frames.store(0);
     if start.frame != 0 {
         state.run(STEPS, define_next);
     }
@@ -194,7 +195,8 @@ const LONGEST_TABLE: u64 = LINE_TABLE_RECORDS as u64 * LINE_TABLE_BYTES as u64;
 /// without a new one.
 const STEPS: u32 = MAX_FRAMES as u32 * (LINE_TABLE_RECORDS + 3);
 
-/// Finds the innermost code object from `frame` on that has not been sent, and where to go on: in the thread's cells.
+/// Finds the innermost code object from `frame` on that has not been sent, and where to go on: in the thread's cells. Not beyond the frames that are
+/// sent: a recursion of thousands would be walked whole for each new stack in it.
 #[inline(always)]
 fn search(event: &Event, thread: &Thread, mut frame: u64) {
     thread.unsent_code.store(0);
@@ -205,7 +207,8 @@ fn search(event: &Event, thread: &Thread, mut frame: u64) {
     }
     let mut search = Search { event, generations, thread, found: 0 };
     let end = walk_part::<FRAMES, _>(&UserMemory, event.layout, &mut frame, &mut search);
-    if search.found != 0 || end == end::TRUNCATED {
+    let has_more = search.found != 0 || end == end::TRUNCATED;
+    if has_more && thread.sent_frames.load() < MAX_FRAMES as u64 {
         thread.cursor.store(frame);
     }
 }
@@ -240,6 +243,7 @@ impl Visitor for Search<'_> {
         let key = sent_key(self.event, self.generations, frame.code, fingerprint);
         if frame.is_python == 0 || bucket::find(&CodeBuckets, code_candidates(self.event, key), key).is_some()
         {
+            self.thread.sent_frames.store(self.thread.sent_frames.load() + 1);
             return ControlFlow::Continue(());
         }
         self.thread.unsent_code.store(frame.code);
