@@ -34,6 +34,8 @@ pub struct Losses {
     pub untold_processes: u64,
     /// Stacks of processes that had ended, given up to bound the tracer's memory: their bytes are under the marker "other stacks".
     pub merged_stacks: u64,
+    /// Accounts whose stack never came, or came in part: their bytes are under the marker "stack not received".
+    pub unreceived_stacks: u64,
 }
 
 /// What [`Losses::blocks_before_armed`] is called.
@@ -42,7 +44,7 @@ pub const BLOCKS_BEFORE_ARMED: &str = "blocks that followed processes took befor
 impl Losses {
     /// Each cause with what it counts, in the order in which users are told.
     #[must_use]
-    pub fn causes(&self) -> [(u64, &'static str); 14] {
+    pub fn causes(&self) -> [(u64, &'static str); 15] {
         let Self {
             live_table_full,
             stack_table_full,
@@ -58,6 +60,7 @@ impl Losses {
             ended_unarmed_processes,
             untold_processes,
             merged_stacks,
+            unreceived_stacks,
         } = *self;
         [
             (live_table_full, "blocks without a place in the live table"),
@@ -74,6 +77,7 @@ impl Losses {
             (ended_unarmed_processes, "forked processes that ended before they were armed"),
             (untold_processes, "forks, execs or ends of processes untold"),
             (merged_stacks, "stacks of ended processes merged"),
+            (unreceived_stacks, "stacks not received"),
         ]
     }
 

@@ -60,6 +60,7 @@ pub struct Recorder {
     /// By account: the thread's number as we see it, where that is not the host's.
     threads: FxHashMap<u32, u32>,
     truncated_stacks: u64,
+    unreceived_stacks: u64,
     unknown_records: u64,
 }
 
@@ -80,6 +81,7 @@ impl Recorder {
             is_namespaced,
             threads: FxHashMap::default(),
             truncated_stacks: 0,
+            unreceived_stacks: 0,
             unknown_records: 0,
         }
     }
@@ -323,6 +325,7 @@ impl Recorder {
         }
         recording.losses.unresolved_frames = counts.unresolved();
         recording.losses.truncated_stacks = self.truncated_stacks;
+        recording.losses.unreceived_stacks = self.unreceived_stacks;
         recording.events = events + totals.values().map(Totals::events_seen).sum::<u64>();
         Ok(Profile { recording, processes: self.processes, frames: self.resolver.into_frames(), samples })
     }
@@ -353,7 +356,8 @@ impl Recorder {
             let text = if row.account < PROCESSES {
                 "other stacks (the stack table is full)"
             } else {
-                "stack not received (the ring buffer was full)"
+                self.unreceived_stacks += 1;
+                "stack not received"
             };
             stack = std::iter::once(self.resolver.marker(text)).collect();
         }
