@@ -80,35 +80,7 @@ pub fn give_back<I: Buckets>(
 
 /// Makes an account as good as new.
 pub fn clear(account: &Account) {
-    let Account {
-        owner,
-        sent,
-        allocated_count,
-        allocated_bytes,
-        live_count,
-        live_bytes,
-        peak_count,
-        peak_bytes,
-        changed,
-        temporary_count,
-        temporary_bytes,
-        link,
-    } = account;
-    let cells = [
-        owner,
-        sent,
-        allocated_count,
-        allocated_bytes,
-        live_count,
-        live_bytes,
-        peak_count,
-        peak_bytes,
-        changed,
-        temporary_count,
-        temporary_bytes,
-        link,
-    ];
-    for cell in cells {
+    for cell in account.cells() {
         cell.store(0);
     }
 }

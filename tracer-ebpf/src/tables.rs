@@ -31,6 +31,41 @@ pub struct Account {
     pub link: Cell,
 }
 
+impl Account {
+    /// All of it, in the order of its fields.
+    #[must_use]
+    pub fn cells(&self) -> [&Cell; size_of::<Self>() / 8] {
+        let Self {
+            owner,
+            sent,
+            allocated_count,
+            allocated_bytes,
+            live_count,
+            live_bytes,
+            peak_count,
+            peak_bytes,
+            changed,
+            temporary_count,
+            temporary_bytes,
+            link,
+        } = self;
+        [
+            owner,
+            sent,
+            allocated_count,
+            allocated_bytes,
+            live_count,
+            live_bytes,
+            peak_count,
+            peak_bytes,
+            changed,
+            temporary_count,
+            temporary_bytes,
+            link,
+        ]
+    }
+}
+
 /// Totals and losses of one process.
 #[repr(C)]
 #[derive(Debug, Default)]

@@ -177,7 +177,7 @@ pub fn close_accounts(
         if owner == 0 || !slots.has(owner >> 40) {
             continue;
         }
-        closed(number as u32, words(account));
+        closed(number as u32, account.cells().map(Cell::load));
         if number < PROCESSES as usize {
             free::clear(account);
             continue;
@@ -193,25 +193,6 @@ pub fn close_accounts(
         given_back += u32::from(free::give_back(index, settings, globals, number as u32, account));
     }
     Ok((given_back, (end < used).then_some(end)))
-}
-
-/// In the order of `drain`.
-fn words(account: &Account) -> AccountWords {
-    [
-        &account.owner,
-        &account.sent,
-        &account.allocated_count,
-        &account.allocated_bytes,
-        &account.live_count,
-        &account.live_bytes,
-        &account.peak_count,
-        &account.peak_bytes,
-        &account.changed,
-        &account.temporary_count,
-        &account.temporary_bytes,
-        &account.link,
-    ]
-    .map(Cell::load)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
+use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 use rustc_hash::FxHashMap;
@@ -21,15 +21,6 @@ use super::mechanism::Mechanism;
 use super::programs::{CONTINUED, FIND_THREAD, Program, WATCHED};
 use super::{AttachError, Readiness, RingPositions, object, perf, ring, syscall};
 use crate::plan::FileOffset;
-
-/// `tracer_ebpf::tables::Settings` as words.
-type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
-/// Index of `held_process` in it.
-const HELD_PROCESS: usize = 8;
-/// Index of `all_execs` in it.
-const ALL_EXECS: usize = 21;
-/// `tracer_ebpf::tables::Globals` as words.
-pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
 /// Sizes of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +63,7 @@ pub struct ProbePoint {
 /// The kernel half.
 #[derive(Debug)]
 pub struct Kernel {
-    maps: FxHashMap<String, Map>,
+    pub(super) maps: FxHashMap<String, Map>,
     /// The ring buffer's, once it has been taken from the maps.
     ring: Option<OwnedFd>,
     sizes: TableSizes,
@@ -81,7 +72,7 @@ pub struct Kernel {
     /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
     filter_here: bool,
     /// Inode number of our PID namespace; 0: the initial one.
-    own_namespace: u64,
+    pub(super) own_namespace: u64,
     loaded: Loaded,
 }
 
@@ -118,6 +109,15 @@ impl Kernel {
         if own_namespace != 0 && mechanism != Mechanism::Multi {
             return Err(AttachError::Namespace);
         }
+        let empty = |maps| Self {
+            maps,
+            ring: None,
+            sizes,
+            earlier_owners: vec![0; PROCESSES as usize],
+            filter_here,
+            own_namespace,
+            loaded: Loaded::None,
+        };
         match mechanism {
             Mechanism::Multi | Mechanism::MultiEverywhere => {
                 let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
@@ -127,15 +127,7 @@ impl Kernel {
                     let maps = create_maps(&mut object, sizes);
                     (offset.join().unwrap_or_else(|_| Err(missing("a reader"))), maps)
                 });
-                let mut kernel = Self {
-                    maps: maps?,
-                    ring: None,
-                    sizes,
-                    earlier_owners: vec![0; PROCESSES as usize],
-                    filter_here,
-                    own_namespace,
-                    loaded: Loaded::None,
-                };
+                let mut kernel = empty(maps?);
                 kernel.write_settings(offset?)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
@@ -152,15 +144,7 @@ impl Kernel {
                     .map_err(refused_or_broken)?;
                 let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
                 let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
-                let mut kernel = Self {
-                    maps: maps.collect(),
-                    ring: None,
-                    sizes,
-                    earlier_owners: vec![0; PROCESSES as usize],
-                    filter_here,
-                    own_namespace,
-                    loaded: Loaded::None,
-                };
+                let mut kernel = empty(maps.collect());
                 kernel.write_settings(read_offsets()?)?;
                 perf::load(&kernel, &mut ebpf)?;
                 kernel.loaded = Loaded::Perf(Box::new(ebpf));
@@ -169,78 +153,16 @@ impl Kernel {
         }
     }
 
-    fn write_settings(&mut self, offsets: Offsets) -> Result<(), AttachError> {
-        let sizes = self.sizes;
-        let entries = u64::from(sizes.live_buckets) * tracer_ebpf::bucket::ENTRIES as u64;
-        // Thinning begins at 50 % and has 15 steps to 80 %: tests/account/capacity.rs of tracer-ebpf measures what fits.
-        let mut seed = [0; 8];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
-            .map_err(table_error("SETTINGS"))?;
-        let mut words: Settings = [0; _];
-        words[..10].copy_from_slice(&[
-            entries / 2,
-            entries / 50,
-            u64::from(sizes.live_buckets),
-            u64::from(sizes.index_buckets),
-            u64::from(sizes.code_buckets),
-            u64::from(sizes.accounts),
-            u64::from_ne_bytes(seed),
-            offsets.thread_pointer,
-            0,
-            (1 << 32) / u64::from(sizes.live_buckets.max(1)),
-        ]);
-        words[10..20].copy_from_slice(&offsets.kernel);
-        words[20] = self.own_namespace;
-        self.array::<Settings>("SETTINGS")?.set(0, words, 0).map_err(table_error("SETTINGS"))?;
-        let globals: Globals = [0, u64::from(PROCESSES), 0, 0, 0, 0];
-        self.array::<Globals>("GLOBALS")?.set(0, globals, 0).map_err(table_error("GLOBALS"))
-    }
-
     /// The sizes it was loaded with.
     #[must_use]
     pub fn sizes(&self) -> TableSizes {
         self.sizes
     }
 
-    /// How often the held process has been held: after an exec, at a point.
-    pub fn holds(&self) -> Result<(u64, u64), AttachError> {
-        let [_, _, after_exec, at_point, ..]: Globals = self.words("GLOBALS", 0)?;
-        Ok((after_exec, at_point))
-    }
-
-    /// Forks, execs and ends of followed processes that we were not told of, because the ring buffer was full.
-    pub fn untold(&self) -> Result<u64, AttachError> {
-        let [_, _, _, _, untold, _]: Globals = self.words("GLOBALS", 0)?;
-        Ok(untold)
-    }
-
-    /// Which process may be held; 0: none.
-    pub fn set_held(&mut self, pid: u32) -> Result<(), AttachError> {
-        self.set(HELD_PROCESS, u64::from(pid))
-    }
-
     /// Whether we are in a PID namespace of our own.
     #[must_use]
     pub fn is_namespaced(&self) -> bool {
         self.own_namespace != 0
-    }
-
-    /// How full the table of live blocks is: 1.0 is all of it.
-    pub fn live_fill(&self) -> Result<f64, AttachError> {
-        let [used, ..]: Globals = self.words("GLOBALS", 0)?;
-        let places = u64::from(self.sizes.live_buckets) * tracer_ebpf::bucket::ENTRIES as u64;
-        Ok(used as f64 / places as f64)
-    }
-
-    /// Accounts that processes have now, the processes' own ones aside, as a share of all. `given_back`: how many userspace has given
-    /// back so far, modulo 2^32.
-    pub fn account_fill(&self, given_back: u32) -> Result<f64, AttachError> {
-        let [_, used, _, _, _, free]: Globals = self.words("GLOBALS", 0)?;
-        let free = given_back.wrapping_sub(tracer_ebpf::free::taken(free));
-        let all = u64::from(self.sizes.accounts.saturating_sub(PROCESSES));
-        let used = used.saturating_sub(u64::from(PROCESSES)).min(all);
-        Ok(used.saturating_sub(u64::from(free)) as f64 / all.max(1) as f64)
     }
 
     /// How far the ring buffer has been written and read; it must have been taken.
@@ -260,51 +182,6 @@ impl Kernel {
             *owners = owners.wrapping_add(1);
         }
         Ok(())
-    }
-
-    /// Asks to be told of every exec of the host, not only those of followed processes.
-    pub fn tell_all_execs(&mut self) -> Result<(), AttachError> {
-        self.set(ALL_EXECS, 1)
-    }
-
-    fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {
-        let mut settings = self.array::<Settings>("SETTINGS")?;
-        let mut words = settings.get(&0, 0).map_err(table_error("SETTINGS"))?;
-        words[setting] = value;
-        settings.set(0, words, 0).map_err(table_error("SETTINGS"))
-    }
-
-    /// Follows a process: its children, its execs and its end are told. `slot`: where it is recorded; 0: nowhere yet.
-    pub fn follow(&mut self, pid: u32, slot: u16) -> Result<(), AttachError> {
-        self.followed()?.insert(pid, u32::from(slot), 0).map_err(table_error("FOLLOWED"))
-    }
-
-    /// Says where a followed process is recorded; `false` if it is not followed: it has ended.
-    pub fn move_followed(&mut self, pid: u32, slot: u16) -> Result<bool, AttachError> {
-        /// `BPF_EXIST`, include/uapi/linux/bpf.h.
-        const IF_THERE: u64 = 2;
-        match self.followed()?.insert(pid, u32::from(slot), IF_THERE) {
-            Ok(()) => Ok(true),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-                Ok(false)
-            }
-            Err(error) => Err(table_error("FOLLOWED")(error)),
-        }
-    }
-
-    /// Follows it no longer.
-    pub fn unfollow(&mut self, pid: u32) -> Result<(), AttachError> {
-        match self.followed()?.remove(&pid) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            // It has ended, and the kernel half has removed it.
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(table_error("FOLLOWED")(error)),
-        }
-    }
-
-    fn followed(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, AttachError> {
-        let map = self.maps.get_mut("FOLLOWED").ok_or_else(|| missing("FOLLOWED"))?;
-        HashMap::try_from(map).map_err(table_error("FOLLOWED"))
     }
 
     /// A table that userspace may map.
@@ -416,7 +293,10 @@ impl Kernel {
         }
     }
 
-    fn array<T: aya::Pod>(&mut self, name: &'static str) -> Result<Array<&mut MapData, T>, AttachError> {
+    pub(super) fn array<T: aya::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Array<&mut MapData, T>, AttachError> {
         let map = self.maps.get_mut(name).ok_or_else(|| missing(name))?;
         Array::try_from(map).map_err(table_error(name))
     }

@@ -5,6 +5,7 @@
 
 mod armed;
 mod ended;
+mod followed;
 mod kernel;
 mod kernel_types;
 pub mod known_kernels;
@@ -18,19 +19,21 @@ mod perf;
 mod programs;
 mod readiness;
 mod ring;
+mod settings;
 mod syscall;
 mod target;
 mod trial;
 
 pub use armed::{Armed, disarm};
 pub use ended::{AccountWords, SlotSet, close_accounts, forget_codes, take_blocks};
-pub use kernel::{Globals, Kernel, ProbePoint, TableSizes};
+pub use kernel::{Kernel, ProbePoint, TableSizes};
 pub use layout::kernel_layout;
 pub use mechanism::Mechanism;
 pub use own_memory::give_back_large_blocks;
 pub use programs::Program;
 pub use readiness::Readiness;
 pub use ring::RingPositions;
+pub use settings::Globals;
 pub use target::{FilePlan, Slot, arm};
 pub use trial::trial;
 
