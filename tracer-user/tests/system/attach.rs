@@ -13,9 +13,10 @@ use alloctrace::profile::{Domain, Metric};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use crate::asked::{Asked, amount};
+use crate::machine::Interpreter;
 use crate::support::{
-    Asked, Interpreter, Running, alloctrace, amount, folder, interrupt, is_running, load, python, record,
-    run, say, target, tracer,
+    Running, alloctrace, folder, interrupt, is_running, load, python, record, run, say, target, tracer,
 };
 use crate::{Test, each, one};
 
@@ -33,7 +34,6 @@ pub const TESTS: &[Test] = &[
     one("attach::target_execs_while_attaching", target_execs_while_attaching),
     one("attach::target_forks_while_attaching", target_forks_while_attaching),
     each("attach::two_tracers_at_once", two_tracers_at_once),
-    each("attach::sixty_new_functions_in_one_stack", sixty_new_functions_in_one_stack),
     one("attach::two_processes", two_processes),
     one("attach::a_target_that_is_stopped", a_target_that_is_stopped),
     one("attach::duration", duration),
@@ -391,41 +391,6 @@ fn two_tracers_at_once(interpreter: &Interpreter) -> Result<()> {
     let found = asked.function(Metric::Live, Domain::Malloc, "allocate");
     ensure!(found == amount(300 * 5000, 300), "second: {found:?}");
     Ok(())
-}
-
-/// Waits, then allocates once below functions of which none was seen before.
-const SIXTY: &str = "
-import sys
-source = ['def f0():\\n    return bytes(95)']
-source += [f'def f{n}():\\n    return f{n - 1}()' for n in range(1, 60)]
-exec('\\n'.join(source))
-print('ready', flush=True)
-sys.stdin.readline()
-kept = f59()
-print('well', flush=True)
-sys.stdin.readline()
-";
-
-/// More than one event can send up: the kernel allows 33 tail calls in a row. Their event comes once.
-fn sixty_new_functions_in_one_stack(interpreter: &Interpreter) -> Result<()> {
-    let mut command = Command::new(&interpreter.python);
-    command.args(["-c", SIXTY]);
-    let mut running = Running::start(command)?;
-    ensure!(running.line()? == "ready");
-    let folder = folder()?;
-    let output = folder.path().join("x.pb.gz");
-    let tracing = tracer(&output, &[running.id()], &[])?;
-    running.write("go\n")?;
-    ensure!(running.line()? == "well");
-    interrupt(tracing)?.succeeded()?;
-    let profile = load(&output)?;
-    let asked = Asked(&profile);
-    let kept = asked.function(Metric::Live, Domain::Pymalloc, "f0");
-    ensure!(kept == amount(128, 1), "{kept:?}, {:?}", asked.markers());
-    let names: Vec<String> = (0..60).rev().map(|number| format!("f{number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    ensure!(asked.has_stack(&names), "not the whole stack");
-    asked.has_lost_nothing()
 }
 
 fn two_processes(interpreter: &Interpreter) -> Result<()> {

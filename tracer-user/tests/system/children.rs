@@ -8,10 +8,10 @@ use std::{fs, thread};
 use alloctrace::profile::{Amount, Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 
+use crate::asked::{Asked, amount};
 use crate::attach::Points;
-use crate::support::{
-    Asked, Interpreter, Running, alloctrace, amount, folder, interrupt, load, python, record, say,
-};
+use crate::machine::Interpreter;
+use crate::support::{Running, alloctrace, folder, interrupt, load, python, record, say};
 use crate::{Test, each, once, one};
 
 pub const TESTS: &[Test] = &[

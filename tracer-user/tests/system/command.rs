@@ -9,9 +9,9 @@ use alloctrace::profile::{Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
-use crate::support::{
-    Asked, Finished, Interpreter, Running, alloctrace, amount, folder, load, program, pyenv_root, record, run,
-};
+use crate::asked::{Asked, amount};
+use crate::machine::{Interpreter, pyenv_root};
+use crate::support::{Finished, Running, alloctrace, folder, load, program, record, run};
 use crate::{Test, each, once, one};
 
 pub const TESTS: &[Test] = &[

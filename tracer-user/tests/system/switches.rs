@@ -9,10 +9,9 @@ use alloctrace::profile::{Coverage, Domain, Losses, Metric, Profile};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
-use crate::support::{
-    Asked, Finished, Interpreter, Running, amount, debug_builds, folder, interrupt, load, program, record,
-    run, say, size_class, target, tracer,
-};
+use crate::asked::{Asked, amount, size_class};
+use crate::machine::{Interpreter, debug_builds};
+use crate::support::{Finished, Running, folder, interrupt, load, program, record, run, say, target, tracer};
 use crate::{Test, each, once};
 
 pub const TESTS: &[Test] = &[

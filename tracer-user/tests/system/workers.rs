@@ -6,7 +6,9 @@ use std::path::Path;
 use alloctrace::profile::{Amount, Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 
-use crate::support::{Asked, Interpreter, Running, folder, load, python, record, say};
+use crate::asked::Asked;
+use crate::machine::Interpreter;
+use crate::support::{Running, folder, load, python, record, say};
 use crate::{Test, one};
 
 pub const TESTS: &[Test] = &[
