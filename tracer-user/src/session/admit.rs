@@ -8,6 +8,7 @@ use rustc_hash::FxHashSet;
 
 use super::SessionError;
 use super::follow::Step;
+use super::preparation::come_first;
 use super::processes::Origin;
 use super::run::{Observer, Session};
 use super::target::Traced;
@@ -67,6 +68,7 @@ impl Session<'_> {
         added?;
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
+        come_first(self.processes.count_running());
         // What it uses now is known before anybody is told that it is recorded.
         self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
     }

@@ -36,12 +36,22 @@ pub(super) fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, 
     Ok(mechanism)
 }
 
-/// Asks for a processor before others: a tracer that waits too long for one finds its ring buffer full. After a command has
-/// been started, which must not inherit it; and without the right to, things are as they were.
-///
-/// And for more files than most may have open: each process takes about six.
-pub(super) fn come_first() {
-    let _ = rustix::process::setpriority_process(None, -10);
+/// Before others, on a busy host too: a tracer that waits too long for a processor finds its ring buffer full.
+const NICE: i32 = -10;
+/// As far before others as there is, with [`MANY`] processes: each waits to be armed, and is looked at now and then, and what it takes meanwhile is not seen.
+/// Of 200 forks that were busy on two processors for 12 s, 66 to 78 were armed in time with the priority above (the tracer got 5 % of a processor), 116 to 201
+/// with this one (22 %).
+const NICE_WITH_MANY: i32 = -20;
+/// With fewer the tracer leaves a service its processor.
+const MANY: usize = 16;
+
+/// Asks for a processor before others. After a command has been started, which must not inherit it; and without the right to, things are as they were.
+pub(super) fn come_first(processes: usize) {
+    let _ = rustix::process::setpriority_process(None, if processes < MANY { NICE } else { NICE_WITH_MANY });
+}
+
+/// Asks for more files than most may have open: each process takes about six.
+pub(super) fn open_many_files() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

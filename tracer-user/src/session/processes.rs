@@ -93,6 +93,11 @@ impl Processes {
         self.list.iter().any(|watched| watched.running)
     }
 
+    /// How many of them run.
+    pub fn count_running(&self) -> usize {
+        self.list.iter().filter(|watched| watched.running).count()
+    }
+
     /// The place of the process that runs under this number now.
     pub fn running(&self, pid: u32) -> Option<usize> {
         self.list.iter().position(|watched| watched.running && watched.traced.slot.pid == pid)

@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::command::{Change, Child};
 use super::find::Finder;
 use super::follow::{Follower, Wanted, leave_out_the_dead};
-use super::preparation::{best_mechanism, check_kernel, come_first, own_cpu_percent};
+use super::preparation::{best_mechanism, check_kernel, come_first, open_many_files, own_cpu_percent};
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
 use super::target::KnownPlans;
@@ -111,7 +111,8 @@ impl<'a> Session<'a> {
         for pid in pids {
             targets.push((Target::inspect("/proc".as_ref(), *pid)?, process_descriptor(*pid)?));
         }
-        come_first();
+        come_first(0);
+        open_many_files();
         let mut descriptors = Vec::new();
         for (target, descriptor) in targets {
             self.watch(target, Origin::Running, true, observer)?;
@@ -152,7 +153,8 @@ impl<'a> Session<'a> {
         // Told of what starts from now on, then a look at what runs: none is missed in between.
         self.kernel.tell_all_execs()?;
         let mut wakes = Wakes::new(self.request.duration)?;
-        come_first();
+        come_first(0);
+        open_many_files();
         self.finder = Some(finder);
         self.started = Some((SystemTime::now(), Instant::now()));
         self.find_more(observer)?;
@@ -180,7 +182,8 @@ impl<'a> Session<'a> {
     ) -> Result<Recorded, SessionError> {
         let mut wakes = Wakes::new(self.request.duration)?;
         let mut child = Child::start(&mut self.kernel, command)?;
-        come_first();
+        come_first(0);
+        open_many_files();
         self.command = child.id();
         self.kernel.follow(self.command, 0)?;
         let mut anything = false;
@@ -300,6 +303,7 @@ impl<'a> Session<'a> {
 
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.retire_the_dead()?;
+        come_first(self.processes.count_running());
         self.processes.tick(&mut self.kernel, &mut self.plans)?;
         self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
         let mut progress = Progress::default();
