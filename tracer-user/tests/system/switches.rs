@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use alloctrace::profile::{Coverage, Domain, Losses, Metric, Profile};
+use alloctrace::profile::{Coverage, Domain, Metric, Profile};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
@@ -121,7 +121,7 @@ fn mimalloc(interpreter: &Interpreter) -> Result<()> {
         uses(&profile, allocator)?;
         ensure!(finished.stderr.contains(&format!("uses {allocator}")), "{}", finished.stderr);
         let asked = Asked(&profile);
-        is_whole_with_mimalloc(interpreter, &profile)?;
+        Asked(&profile).is_whole()?;
         for (function, size) in [("bytes_of_95", 95), ("bytes_of_479", 479), ("bytes_of_480", 480)] {
             let found = asked.function(Metric::Live, Domain::Pymalloc, function);
             let expected = amount(1000 * page_block(size + 33 + extra), 1000);
@@ -134,23 +134,9 @@ fn mimalloc(interpreter: &Interpreter) -> Result<()> {
             "{}, {setting}: {} events, {allocations:.6} of allocations, {frees:.6} of frees",
             interpreter.label, profile.recording.events
         ));
-        is_whole_with_mimalloc(interpreter, &profile)?;
+        Asked(&profile).is_whole()?;
     }
     mimalloc_of_a_process_that_runs(interpreter)
-}
-
-/// 3.15.2 has some 26 blocks in the recording whose stacks cannot be read (docs/LIMITS.md): counted, and no more of them.
-fn is_whole_with_mimalloc(interpreter: &Interpreter, profile: &Profile) -> Result<()> {
-    let failed_reads = profile.recording.losses.failed_reads;
-    if interpreter.minor < 15 || failed_reads == 0 {
-        return Asked(profile).is_whole();
-    }
-    let losses =
-        Losses { failed_reads: 0, ring_full: 0, unresolved_frames: 0, ..profile.recording.losses.clone() };
-    let (allocations, frees) = Asked(profile).coverage()?;
-    ensure!(failed_reads < 100 && losses == Losses::default(), "lost: {:?}", profile.recording.losses);
-    ensure!(allocations >= 0.999 && frees >= 0.999, "coverage {allocations} and {frees}");
-    Ok(())
 }
 
 /// The size of the block that mimalloc gives for so many bytes: four sizes to each doubling, above 64 (`_mi_bin`, Objects/mimalloc/page-queue.c).
