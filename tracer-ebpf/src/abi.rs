@@ -375,8 +375,8 @@ pub struct ProcessRecord {
     pub pid: u32,
     /// Of a child: its parent.
     pub parent: u32,
-    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`).
-    pub shares_memory: u32,
+    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`). Of a new program: 1 where its name begins with `python`.
+    pub mark: u32,
     /// When, by the monotonic clock.
     pub nanoseconds: u64,
     /// Of a child: pops and pushes that its parent was seen to make until then; 0 where the parent is not recorded.

@@ -28,7 +28,7 @@ pub struct Losses {
     pub blocks_before_armed: u64,
     /// Python processes that should have been followed and were not: no place for them, or they could not be armed.
     pub unfollowed_processes: u64,
-    /// Forked Python processes that ended before they could be armed: what they took is not in the profile.
+    /// Python processes, by their name or as forks of such, that ended before they could be armed: what they took is not in the profile.
     pub ended_unarmed_processes: u64,
     /// Forks, execs and ends that the kernel half could not tell of.
     pub untold_processes: u64,
@@ -74,7 +74,7 @@ impl Losses {
             (missed_probes, "missed probes"),
             (blocks_before_armed, BLOCKS_BEFORE_ARMED),
             (unfollowed_processes, "processes that could not be followed"),
-            (ended_unarmed_processes, "forked processes that ended before they were armed"),
+            (ended_unarmed_processes, "processes that ended before they were armed"),
             (untold_processes, "forks, execs or ends of processes untold"),
             (merged_stacks, "stacks of ended processes merged"),
             (unreceived_stacks, "stacks not received"),

@@ -104,8 +104,9 @@ impl Session<'_> {
                 Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Found { is_early: true, .. }) => {
                     return Ok(());
                 }
-                Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
-                Err(_) if !has_memory(pid) => return self.forget(pid),
+                // Its end is told as well, and counted then.
+                Err(DiscoverError::NoProcess { .. }) => return Ok(()),
+                Err(_) if !has_memory(pid) => return Ok(()),
                 Err(error) => {
                     self.losses.unfollowed_processes += 1;
                     observer.note(&format!("{error}: it is not recorded"));
@@ -118,6 +119,7 @@ impl Session<'_> {
             // It has ended meanwhile, and whatever failed failed for that.
             Err(error) if is_gone(&error) || !has_memory(pid) => {
                 self.losses.ended_unarmed_processes += u64::from(matches!(origin, Origin::Fork { .. }));
+                self.follower.ended(pid);
                 self.forget(pid)
             }
             Err(error) => {

@@ -341,7 +341,11 @@ impl<'a> Session<'a> {
             default_metric: self.default_metric.to_owned(),
             coverage: self.coverage(),
             live_bytes_error: 0,
-            losses: Losses { untold_processes: self.kernel.untold()?, ..self.losses.clone() },
+            losses: Losses {
+                untold_processes: self.kernel.untold()?,
+                ended_unarmed_processes: self.losses.ended_unarmed_processes + self.follower.missed(),
+                ..self.losses.clone()
+            },
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,
         };

@@ -389,7 +389,7 @@ exec(open({:?}).read())
     let losses = &mut profile.recording.losses;
     ensure!(losses.blocks_before_armed == of_children.sum::<u64>(), "{losses:?}");
     losses.blocks_before_armed = 0;
-    ensure!(losses.ended_unarmed_processes > 0 && losses.ended_unarmed_processes <= 60, "{losses:?}");
+    ensure!(losses.ended_unarmed_processes > 0 && losses.ended_unarmed_processes <= 61, "{losses:?}");
     losses.ended_unarmed_processes = 0;
     for sample in profile.samples.iter().filter(|sample| sample.thread != 0) {
         let process = profile.processes.get(sample.process.0 as usize).context("no such process")?;
