@@ -3,6 +3,7 @@
 mod exact;
 mod interpreters;
 mod measure;
+mod production;
 mod table;
 
 use anyhow::Result;
@@ -20,11 +21,14 @@ pub struct Args {
 enum Bench {
     /// Exact mode on an allocation-bound program, beside bare traps, bpftrace, memray and tracemalloc (needs root; about five minutes)
     Exact(exact::Args),
+    /// What services lose in throughput and latency under each tool (needs root; about forty minutes for each service)
+    Production(production::Args),
 }
 
 /// Run a bench; the exit code says whether what must hold does.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Exact(args) => exact::run(args),
+        Bench::Production(args) => production::run(args),
     }
 }
