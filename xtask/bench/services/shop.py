@@ -1,6 +1,6 @@
 """What both services of the production bench do besides speaking HTTP: rows from SQLite, a cache that lives a minute, a slow leak, and the instruments.
 
-SHOP_FOLDER is where the database and memray's results go.
+SHOP_FOLDER is where the database and memray's results go; SHOP_LIFETIME_S, how long the cache keeps something.
 
 A stall is a long time between two steps of one request: each step is some 20 us of work of the thread that serves, so what lies between two of them is not
 waiting for a client. Pauses of the cycle collector are taken out, because a heap with a minute's cache has long ones with and without a tracer.
@@ -17,7 +17,7 @@ FOLDER = os.environ["SHOP_FOLDER"]
 DATABASE = os.path.join(FOLDER, "shop.sqlite3")
 ROWS = 20_000
 PAGE = 60
-LIFETIME_S = 60.0
+LIFETIME_S = float(os.environ.get("SHOP_LIFETIME_S", "60"))
 # One request of so many keeps something for ever.
 LEAK_EVERY = 50
 WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett")

@@ -7,9 +7,9 @@
 
 mod pairs;
 mod report;
-mod service;
+pub mod service;
 mod tool;
-mod wrk;
+pub mod wrk;
 
 use super::interpreters;
 use crate::command::{Invocation, Machine, Runner as _};
@@ -92,7 +92,7 @@ fn chosen<T: Copy>(asked: &[T], all: &[T]) -> Vec<T> {
 }
 
 fn measured(kind: Kind, python: &Path, args: &Args, coin: &mut Coin) -> Result<Vec<Row>> {
-    let service = Service::start(kind, python)?;
+    let service = Service::start(kind, python, &[])?;
     if args.warm_up > 0 {
         wrk::load(&Machine, service.port, args.warm_up)?;
     }

@@ -62,18 +62,21 @@ pub struct Service {
 }
 
 impl Service {
-    /// Start it and wait until it answers. Its standard error goes to a file in its folder.
-    pub fn start(kind: Kind, python: &Path) -> Result<Self> {
+    /// Start it, with these variables in its environment, and wait until it answers. Its standard error goes to a file in its folder.
+    pub fn start(kind: Kind, python: &Path, environment: &[(&str, String)]) -> Result<Self> {
         let folder = workspace::scratch().join("services").join(format!("{kind:?}").to_lowercase());
         fs::create_dir_all(&folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
         let log = folder.join("errors.log");
         let errors = File::create(&log).with_context(|| format!("failed to create `{}`", log.display()))?;
         let port = free_port()?;
-        let invocation = kind
+        let mut invocation = kind
             .command(python, port)
             .directory(workspace::root().join("xtask/bench/services"))
             .env("SHOP_FOLDER", folder.display().to_string())
             .env("PYTHONDONTWRITEBYTECODE", "1");
+        invocation
+            .environment
+            .extend(environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         let mut command = invocation.to_command();
         let child = command
             .stdout(Stdio::null())

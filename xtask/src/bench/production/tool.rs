@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 const ARMS_WITHIN: Duration = Duration::from_secs(60);
 /// It writes its profile before it ends.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
-/// What `record -v` says when a process is armed.
-const ARMED: &str = "armed process";
+/// What `record` says when all is armed and it listens to signals. A signal that comes before ends it at once, or is lost.
+const ARMED: &str = "alloctrace: recording";
 
 /// A tool, and how it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
