@@ -1,6 +1,6 @@
 //! What kind of block it is, judged by its bytes alone.
 
-use super::{PythonType, word};
+use super::{PythonType, python_type::STR, word};
 
 /// Places where an object can begin in its block: alone, behind the collector's links, behind those and two words more.
 const HEADERS: [usize; 3] = [0, 16, 32];
@@ -12,7 +12,6 @@ const LONG: u64 = 1 << 24;
 const LIST: u64 = 1 << 25;
 const TUPLE: u64 = 1 << 26;
 const BYTES: u64 = 1 << 27;
-const STR: u64 = 1 << 28;
 const DICT: u64 = 1 << 29;
 
 /// Kinds of blocks that differ in which of their words stay.
@@ -76,8 +75,8 @@ fn object(
     }
     let found = find_type(type_address)?;
     // Of a long block only the beginning is here.
-    let has_room =
-        block.len() >= super::COMPARED_BYTES || header as u64 + found.basic_size <= block.len() as u64;
+    let has_room = block.len() >= super::COMPARED_BYTES
+        || header as u64 + found.shortest_instance() <= block.len() as u64;
     (found.header_bytes() == header as u64 && has_room).then(|| Shape {
         kind: kind_of(&found),
         header,

@@ -13,7 +13,8 @@ const TYPE: u64 = 0x5500;
 /// Flags as in Include/object.h: HEAPTYPE 9, HAVE_GC 14, MANAGED_DICT 4, LONG 24, TUPLE 26, UNICODE 28.
 fn find(address: u64) -> Option<PythonType> {
     let (basic_size, flags) = match address {
-        STR => (40, 1 << 28),
+        // sizeof(PyUnicodeObject), more than a short compact string has.
+        STR => (64, 1 << 28),
         INT => (24, 1 << 24),
         TUPLE => (24, 1 << 26 | 1 << 14),
         POINT => (32, 1 << 9),

@@ -1,4 +1,4 @@
-"""Parses JSON documents for ever and keeps each for a while: some for milliseconds, some for seconds."""
+"""Parses JSON documents for ever and keeps each for a while: some for milliseconds, some for minutes."""
 
 import heapq
 import itertools
@@ -8,6 +8,9 @@ import time
 
 ORDER = itertools.count()
 KEPT = []
+# Most die within a window or its tail, some within the seconds that they are followed, a few later.
+LIFETIMES_S = (0.001, 0.1, 3, 120)
+WEIGHTS = (50, 40, 9, 1)
 
 
 def document(number):
@@ -27,7 +30,8 @@ def main():
     documents = [document(number) for number in range(1000)]
     while True:
         parsed = json.loads(random.choice(documents))
-        heapq.heappush(KEPT, (time.monotonic() + random.expovariate(1 / random.choice((0.001, 0.1, 3))), next(ORDER), parsed))
+        (lifetime_s,) = random.choices(LIFETIMES_S, WEIGHTS)
+        heapq.heappush(KEPT, (time.monotonic() + random.expovariate(1 / lifetime_s), next(ORDER), parsed))
         while KEPT and KEPT[0][0] < time.monotonic():
             heapq.heappop(KEPT)
         # A pause now and then, as a program has that waits for its input.

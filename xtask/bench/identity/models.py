@@ -10,6 +10,9 @@ from pydantic import BaseModel
 
 ORDER = itertools.count()
 KEPT = []
+# Most die within a window or its tail, some within the seconds that they are followed, a few later.
+LIFETIMES_S = (0.001, 0.1, 3, 120)
+WEIGHTS = (50, 40, 9, 1)
 
 
 class Part(BaseModel):
@@ -55,7 +58,8 @@ def pairs(number):
 def main():
     for number in itertools.count(1000):
         made = random.choice((item, entries, pairs))(number)
-        heapq.heappush(KEPT, (time.monotonic() + random.expovariate(1 / random.choice((0.001, 0.1, 3))), next(ORDER), made))
+        (lifetime_s,) = random.choices(LIFETIMES_S, WEIGHTS)
+        heapq.heappush(KEPT, (time.monotonic() + random.expovariate(1 / lifetime_s), next(ORDER), made))
         while KEPT and KEPT[0][0] < time.monotonic():
             heapq.heappop(KEPT)
         # Fields of what lives are written, as programs do.

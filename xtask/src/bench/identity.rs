@@ -66,10 +66,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn build_example() -> Result<PathBuf> {
     let cargo = Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    let words =
-        ["build", "--release", "--quiet", "--locked", "--package", "alloctrace", "--example", "identity"];
+    let words = ["build", "--quiet", "--locked", "--package", "alloctrace", "--example", "identity"];
     Machine.output(&cargo.args(words).directory(workspace::root()))?;
-    Ok(workspace::root().join("target/release/examples/identity"))
+    Ok(workspace::root().join("target/debug/examples/identity"))
 }
 
 /// Interpreters with what the programs import, and their minor versions.
