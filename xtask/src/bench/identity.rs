@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for (python, minor) in pythons()? {
         for program in &programs {
             let label = format!("{}, 3.{minor}", program.label());
-            let running = program.start(&python, &oracle, args.windows).with_context(|| label.clone())?;
+            let running = program.start(&python, &oracle).with_context(|| label.clone())?;
             let counts = Counted::parse(&label, &measured(&example, &running, minor, args.windows)?)?;
             ensure!(
                 counts.lost == 0,

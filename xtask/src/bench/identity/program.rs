@@ -9,13 +9,17 @@ use clap::ValueEnum;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
 /// A cache that lives a minute would see no reuse in the ten seconds that a block is followed.
 const LIFETIME_S: &str = "3";
 /// Until caches are full and imports are over.
-const WARM_UP_S: u32 = 8;
+const WARM_UP: Duration = Duration::from_secs(8);
+/// The load is put on in runs of wrk so long; when the program is to end, the last one is waited for.
+const LOAD_S: u32 = 2;
 
 /// What runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,17 +44,16 @@ impl Program {
         }
     }
 
-    /// Start it, and wait until it is warm. It lasts as long as so many windows take.
-    pub fn start(self, python: &Path, oracle: &Oracle, windows: u32) -> Result<Running> {
-        // A window each 0.155 s, ten seconds for the last blocks, and some for a busy machine.
-        let seconds = WARM_UP_S + windows / 4 + 30;
+    /// Start it, and wait until it is warm.
+    pub fn start(self, python: &Path, oracle: &Oracle) -> Result<Running> {
+        oracle.forget()?;
         let body = match self {
             Self::Json => Body::start_script("json_loop.py", python, oracle)?,
             Self::Models => Body::start_script("models.py", python, oracle)?,
-            Self::Fastapi => Body::start_service(Kind::Fastapi, python, oracle, seconds)?,
-            Self::Django => Body::start_service(Kind::Django, python, oracle, seconds)?,
+            Self::Fastapi => Body::start_service(Kind::Fastapi, python, oracle)?,
+            Self::Django => Body::start_service(Kind::Django, python, oracle)?,
         };
-        sleep(Duration::from_secs(WARM_UP_S.into()));
+        sleep(WARM_UP);
         let pid = body.pid();
         Ok(Running { table: oracle.folder.join(format!("{pid}.oracle")), pid, body })
     }
@@ -75,6 +78,17 @@ impl Oracle {
         Ok(Self { library, folder })
     }
 
+    /// Remove the tables of earlier programs, also of those that only started another.
+    fn forget(&self) -> Result<()> {
+        let failed = || format!("failed to empty `{}`", self.folder.display());
+        for entry in fs::read_dir(&self.folder).with_context(failed)?.flatten() {
+            if entry.path().extension().is_some_and(|ending| ending == "oracle") {
+                fs::remove_file(entry.path()).with_context(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("PYTHONPATH", workspace::root().join("xtask/bench/identity").display().to_string()),
@@ -95,8 +109,11 @@ pub struct Running {
 
 enum Body {
     Script(Child),
-    /// The service, and the load on it.
-    Service(Service, JoinHandle<Result<wrk::Figures>>),
+    /// The load goes first.
+    Service {
+        load: Load,
+        service: Service,
+    },
 }
 
 impl Body {
@@ -110,18 +127,17 @@ impl Body {
         Ok(Self::Script(child.with_context(|| format!("failed to start `{invocation}`"))?))
     }
 
-    fn start_service(kind: Kind, python: &Path, oracle: &Oracle, seconds: u32) -> Result<Self> {
+    fn start_service(kind: Kind, python: &Path, oracle: &Oracle) -> Result<Self> {
         let mut environment = oracle.environment().to_vec();
         environment.push(("SHOP_LIFETIME_S", LIFETIME_S.to_owned()));
         let service = Service::start(kind, python, &environment)?;
-        let port = service.port;
-        Ok(Self::Service(service, thread::spawn(move || wrk::load(&Machine, port, seconds))))
+        Ok(Self::Service { load: Load::start(service.port), service })
     }
 
     fn pid(&self) -> u32 {
         match self {
             Self::Script(child) => child.id(),
-            Self::Service(service, _) => service.pid,
+            Self::Service { service, .. } => service.pid,
         }
     }
 }
@@ -130,32 +146,57 @@ impl Running {
     /// End it; an error if it did not run to here, for then it was not what was measured.
     pub fn end(mut self) -> Result<()> {
         match &mut self.body {
-            Body::Script(child) => {
-                if let Some(status) = child.try_wait().context("cannot wait for the program")? {
-                    bail!("the program ended early, {status}");
-                }
-            }
-            Body::Service(_, load) if load.is_finished() => bail!("the load on the service ended early"),
-            Body::Service(..) => {}
-        }
-        self.finish()
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        let _ = fs::remove_file(&self.table);
-        match &mut self.body {
-            Body::Script(child) => {
-                let _ = child.kill();
-                child.wait().map(drop).context("cannot wait for the program")
-            }
-            Body::Service(..) => Ok(()),
+            Body::Service { load, .. } => load.stop(),
+            Body::Script(child) => match child.try_wait().context("cannot wait for the program")? {
+                Some(status) => bail!("the program ended early, {status}"),
+                None => Ok(()),
+            },
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A second time after `end`, which does no harm.
-        let _ = self.finish();
+        if let Body::Script(child) = &mut self.body {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = fs::remove_file(&self.table);
+    }
+}
+
+/// Load on a service, until it is told to stop.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Load {
+    fn start(port: u16) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&is_over);
+        let thread = thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                wrk::load(&Machine, port, LOAD_S)?;
+            }
+            Ok(())
+        });
+        Self { is_over, thread: Some(thread) }
+    }
+
+    /// An error if it ended before, as when requests failed.
+    fn stop(&mut self) -> Result<()> {
+        self.is_over.store(true, Ordering::Relaxed);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Err(_)) => bail!("the thread that puts load on the service is gone"),
+            Some(Ok(result)) => result,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.stop();
     }
 }
