@@ -46,6 +46,14 @@ pub struct Reckoning {
     pub unseen: Amount,
 }
 
+impl Reckoning {
+    /// Of a process that nobody could look at any more.
+    pub fn of_ended() -> Self {
+        let uncompared = "the process had ended".to_owned();
+        Self { residence: Some(Residence::Uncompared { uncompared }), ..Self::default() }
+    }
+}
+
 /// Compares. Nothing may be counted for the process any more.
 pub fn reckon(
     kernel: &Kernel,

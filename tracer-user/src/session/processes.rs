@@ -279,14 +279,18 @@ impl Processes {
         recorder: &mut Recorder,
         only: Option<u32>,
     ) -> Result<(), SessionError> {
-        for watched in self.list.iter_mut().filter(|watched| watched.running) {
+        for watched in &mut self.list {
             let (pid, slot) = (watched.traced.slot.pid, watched.traced.slot.number);
             let Some(beginning) = &watched.traced.beginning else { continue };
             if watched.reckoning.residence.is_some() || only.is_some_and(|only| only != pid) {
                 continue;
             }
-            watched.traced.stop(kernel)?;
-            watched.reckoning = reckon(kernel, slot, pid, beginning)?;
+            if watched.running {
+                watched.traced.stop(kernel)?;
+                watched.reckoning = reckon(kernel, slot, pid, beginning)?;
+            } else {
+                watched.reckoning = Reckoning::of_ended();
+            }
             recorder.set_residence(&watched.traced, &watched.reckoning);
         }
         Ok(())
