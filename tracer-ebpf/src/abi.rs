@@ -54,12 +54,14 @@ pub mod function {
     pub const PVALLOC: u8 = 9;
 }
 
-/// Which allocator: bit 32 of an account's owner.
+/// Which allocator: bits 32 and 33 of an account's owner.
 pub mod domain {
     /// CPython's small-object allocator.
     pub const PYMALLOC: u8 = 0;
     /// The C library's malloc family.
     pub const MALLOC: u8 = 1;
+    /// None: pages of resident anonymous memory.
+    pub const RESIDENT: u8 = 2;
 }
 
 /// What the kernel hands to a program with each hit of a probe point.
@@ -153,6 +155,8 @@ pub struct Layout {
     /// Mask of the last of the four words from `code_file` on, which are name, file, qualified name and line table: 0 where
     /// it is something else (3.10 and before).
     pub code_last_constant: u64,
+    /// Address of the pointer to the main interpreter's state (`_PyRuntime.interpreters.main`); 0: not known.
+    pub main_interpreter: u64,
     /// `PyThreadState`: the frame, or the `_PyCFrame` that leads to it.
     pub thread_frame: u32,
     /// 1 where `thread_frame` is a `_PyCFrame` (3.11, 3.12).
@@ -221,6 +225,10 @@ pub struct Layout {
     pub copy_word: u32,
     /// `PyCodeObject.co_code_adaptive`: where the first copy begins. 0 where there are no others.
     pub code_start: u32,
+    /// `PyInterpreterState.threads.head` (`tstate_head`).
+    pub threads_head: u32,
+    /// `PyThreadState.next`, in all builds.
+    pub thread_list_next: u32,
     /// The process slot, and from bit 10 on how many processes had it before: what was sent of them was not sent of this one.
     pub owner: u32,
 }

@@ -231,5 +231,5 @@ pub fn at_peak(account: &Account, peak_at: u64) -> (u64, u64) {
 #[inline(always)]
 #[must_use]
 pub const fn owner(thread_id: u32, of: u8, slot: u32) -> u64 {
-    thread_id as u64 | (of as u64 & 1) << 32 | ((slot & (PROCESSES - 1)) as u64) << 40 | 1 << 63
+    thread_id as u64 | (of as u64 & 3) << 32 | ((slot & (PROCESSES - 1)) as u64) << 40 | 1 << 63
 }

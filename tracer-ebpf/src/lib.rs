@@ -11,6 +11,7 @@ pub mod bucket;
 pub mod calls;
 pub mod cell;
 pub mod free;
+pub mod growth;
 pub mod hash;
 pub mod live;
 pub mod memory;

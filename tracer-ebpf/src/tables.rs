@@ -182,6 +182,16 @@ pub struct Thread {
     pub walk_hash: Cell,
     /// How the walk ended.
     pub walk_end: Cell,
+    /// Its latest page fault, a `growth::Fault`; 0: what it asked for has come. These seven are of `growth.rs`.
+    pub fault_address: Cell,
+    /// The kernel's rough count of the process's anonymous pages then.
+    pub fault_pages: Cell,
+    /// The pages that its system call takes away.
+    pub span_from: Cell,
+    pub span_to: Cell,
+    pub span_cursor: Cell,
+    pub span_left: Cell,
+    pub span_found: Cell,
 }
 
 /// What userspace sets, before anything is armed or (where said) while it is. The kernel half only reads it.
@@ -214,6 +224,8 @@ pub struct Settings {
     pub own_namespace: Cell,
     /// 1: every exec of the host is told; 0: those of followed processes.
     pub all_execs: Cell,
+    /// Where `mm_struct` keeps the rough count of anonymous pages.
+    pub anonymous_pages: Cell,
 }
 
 /// Where the running kernel keeps what is read of it, in bytes from the start of the structure that the name begins with.

@@ -24,9 +24,9 @@ use tracer_ebpf::memory::Memory as _;
 use tracer_ebpf::tables::{Generations, Tables as _, Thread};
 use tracer_ebpf::walk::{Visited, Visitor, fingerprint, walk_part};
 
-use super::maps::{CodeBuckets, KernelTables, LiveBuckets, NOWHERE, SEND_STACK, events, globals, programs};
+use super::maps::{CodeBuckets, KernelTables, LiveBuckets, NOWHERE, SEND_STACK, events, globals};
 use super::memory::{UserMemory, read_into};
-use super::stack::Event;
+use super::stack::{Event, Instrument, Probes};
 use super::task::Task;
 
 /// What a step of a loop says.
@@ -60,8 +60,8 @@ impl Loop {
 
 /// Whose event it is, asked again: what a program knows of it does not pass into its loops.
 #[inline(always)]
-fn asked_again(state: &Loop) -> Option<(Event, &'static Thread)> {
-    let event = Event::of(&ProbeContext::new(state.context))?;
+fn asked_again<I: Instrument>(state: &Loop) -> Option<(Event, &'static Thread)> {
+    let event = I::event(&ProbeContext::new(state.context))?;
     let thread = event.thread()?;
     Some((event, thread))
 }
@@ -70,36 +70,42 @@ fn asked_again(state: &Loop) -> Option<(Event, &'static Thread)> {
 #[uprobe]
 #[inline(always)]
 pub fn define(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
-    let Some(thread) = event.thread() else { return 0 };
+    define_stack::<Probes>(&context);
+    0
+}
+
+/// The same for what `I` starts.
+#[inline(always)]
+pub fn define_stack<I: Instrument>(context: &ProbeContext) {
+    let Some(event) = I::event(context) else { return };
+    let Some(thread) = event.thread() else { return };
     // The handler before us has proved whose stack it is; the thread has not run since.
     let start = event.stack_start(Some(thread), false);
     thread.cursor.store(start.frame);
-    let mut state = Loop::new(&context);
+    let mut state = Loop::new(context);
     thread.unsent_code.store(0);
     thread.sent_frames.store(0);
     if start.frame != 0 {
-        state.run(STEPS, define_next);
+        state.run(STEPS, define_next::<I>);
     }
     if state.is_full != 0 {
         add(&event.totals.ring_full, 1);
-        return 0;
+        return;
     }
     thread.cursor.store(start.frame);
     thread.sent_frames.store(0);
     thread.sent_parts.store(0);
     thread.walk_end.store(start.reason.into());
     // SAFETY: nothing needs to be dropped; where it comes back the next event sends the stack.
-    unsafe { programs().tail_call(&context, SEND_STACK) };
-    0
+    unsafe { I::programs().tail_call(context, SEND_STACK) };
 }
 
 /// Looks for the next code object that has not been sent, or sends the next record of the one that was found. One loop for both:
 /// each function on the way has a stack frame of its own, and all together have 512 bytes.
-extern "C" fn define_next(_: u64, state: *mut c_void) -> c_long {
+extern "C" fn define_next<I: Instrument>(_: u64, state: *mut c_void) -> c_long {
     // SAFETY: the kernel hands over what `Loop::run` gave it.
     let state = unsafe { &mut *state.cast::<Loop>() };
-    let Some((event, thread)) = asked_again(state) else { return ENOUGH };
+    let Some((event, thread)) = asked_again::<I>(state) else { return ENOUGH };
     let unsent = Unsent::of(thread);
     if unsent.code == 0 {
         search(&event, thread, thread.cursor.load());
@@ -122,7 +128,7 @@ extern "C" fn define_next(_: u64, state: *mut c_void) -> c_long {
         thread.sent_bytes.store(offset + LINE_TABLE_BYTES as u64);
         return AGAIN;
     } else {
-        if !send_definition(&event, unsent, thread.line_table_bytes.load() as u32) {
+        if !send_definition::<I>(&event, unsent, thread.line_table_bytes.load() as u32) {
             state.is_full = 1;
             return ENOUGH;
         }
@@ -135,10 +141,17 @@ extern "C" fn define_next(_: u64, state: *mut c_void) -> c_long {
 #[uprobe]
 #[inline(always)]
 pub fn send_stack(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
-    let Some(thread) = event.thread() else { return 0 };
-    let mut state = Loop::new(&context);
-    state.run((MAX_FRAMES / PART_FRAMES) as u32, send_next_part);
+    send::<Probes>(&context);
+    0
+}
+
+/// The same for what `I` starts.
+#[inline(always)]
+pub fn send<I: Instrument>(context: &ProbeContext) {
+    let Some(event) = I::event(context) else { return };
+    let Some(thread) = event.thread() else { return };
+    let mut state = Loop::new(context);
+    state.run((MAX_FRAMES / PART_FRAMES) as u32, send_next_part::<I>);
     if state.is_full != 0 {
         add(&event.totals.ring_full, 1);
     } else if let Some(account) = KernelTables.account(thread.undefined.load() as u32) {
@@ -146,16 +159,15 @@ pub fn send_stack(context: ProbeContext) -> u32 {
     }
     if thread.walk_end.load() == u64::MAX {
         // SAFETY: nothing needs to be dropped, and the slot is empty; see `mod.rs` for why the call is here.
-        unsafe { programs().tail_call(&context, NOWHERE) };
+        unsafe { I::programs().tail_call(context, NOWHERE) };
     }
-    0
 }
 
 /// Sends the next part of a stack.
-extern "C" fn send_next_part(_: u64, state: *mut c_void) -> c_long {
+extern "C" fn send_next_part<I: Instrument>(_: u64, state: *mut c_void) -> c_long {
     // SAFETY: as above.
     let state = unsafe { &mut *state.cast::<Loop>() };
-    let Some((event, thread)) = asked_again(state) else { return ENOUGH };
+    let Some((event, thread)) = asked_again::<I>(state) else { return ENOUGH };
     let parts = thread.sent_parts.load() + 1;
     let mut part = Part {
         account: thread.undefined.load() as u32,
@@ -329,7 +341,7 @@ fn write_part(event: &Event, reason: u32, number: u64, part: &mut Part) -> u32 {
 
 /// Sends what is not the line table, after it, and marks the code object as sent. `false`: the ring is full.
 #[inline(always)]
-fn send_definition(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool {
+fn send_definition<I: Instrument>(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool {
     let layout = event.layout;
     let Unsent { code, fingerprint } = unsent;
     let Some(mut entry) = events().reserve::<CodeRecord>(0) else { return false };
@@ -373,7 +385,9 @@ fn send_definition(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool
             bucket::displace(&CodeBuckets, at, key);
         }
     }
-    if let (Some(key), Some(globals)) = (Key::new(process, code), globals()) {
+    if I::WATCHES_CODE
+        && let (Some(key), Some(globals)) = (Key::new(process, code), globals())
+    {
         Live { buckets: &LiveBuckets, settings: event.settings, globals }.watch_code(key);
     }
     true

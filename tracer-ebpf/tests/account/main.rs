@@ -10,6 +10,7 @@
 mod capacity;
 mod edges;
 mod ended;
+mod growth;
 mod histories;
 mod host;
 mod model;

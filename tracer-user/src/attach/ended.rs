@@ -90,6 +90,34 @@ pub fn take_blocks(
     })
 }
 
+/// Shows every block of the processes in `slots`, and takes those out for which `visit` says so. Their accounts stay.
+///
+/// # Errors
+/// When the tables cannot be mapped.
+pub fn visit_blocks(
+    kernel: &Kernel,
+    slots: &SlotSet,
+    mut visit: impl FnMut(Key, Entry) -> bool,
+) -> Result<(), AttachError> {
+    let shared = Shared::of(kernel)?;
+    let (settings, globals) = shared.get()?;
+    let buckets = kernel.sizes().live_buckets as usize;
+    let mut from = Some(0);
+    while let Some(start) = from {
+        from = sweep(kernel, "LIVE", buckets, start, |window, key| {
+            if slots.has(key) {
+                let (live, key) = (Live { buckets: window, settings, globals }, Key(key));
+                if let Some(entry) = live.get(key)
+                    && visit(key, entry)
+                {
+                    live.take(key);
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
 /// Empties the next part of the table of code objects that were sent, if more than half of it is in use. Which of them are of processes
 /// that have ended it does not say; one that still runs is sent once more with its next new stack.
 ///

@@ -15,10 +15,10 @@ use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
 use super::armed::{Armed, Links};
-use super::kernel_types::{KernelTypes, Offsets, offsets};
+use super::kernel_types::{KernelTypes, Offsets, anonymous_pages, offsets};
 use super::load::{Relocated, create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
-use super::programs::{CONTINUED, FIND_THREAD, Program, WATCHED};
+use super::programs::{CONTINUED, FIND_THREAD, ON_FAULTS, ON_FAULTS_CONTINUED, Program, WATCHED};
 use super::{AttachError, Readiness, RingPositions, object, perf, ring, syscall};
 use crate::plan::FileOffset;
 
@@ -259,6 +259,32 @@ impl Kernel {
         }
     }
 
+    /// Starts to watch page faults: what followed processes with a slot make resident is counted.
+    pub fn watch_faults(&mut self) -> Result<(), AttachError> {
+        let offset = read_types(|types| {
+            anonymous_pages(types).ok_or(AttachError::NoPageFaults { missing: "mm_struct.rss_stat" })
+        })?;
+        self.set_anonymous_pages(offset)?;
+        let object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
+        let object = relocate(object, |name| self.descriptor(name))?;
+        let array =
+            self.maps.get("FAULT_PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
+        for (slot, name) in ON_FAULTS_CONTINUED {
+            let program = load_one(&object, name, syscall::Kind::RawTracepoint)?;
+            syscall::set_program(array, slot, program.as_fd()).map_err(table_error("FAULT_PROGRAMS"))?;
+        }
+        let Loaded::Multi { watching, .. } = &mut self.loaded else {
+            return Err(AttachError::NoPageFaults { missing: "uprobe_multi" });
+        };
+        for (name, point) in ON_FAULTS {
+            let program = load_one(&object, name, syscall::Kind::RawTracepoint)?;
+            let opened = syscall::open_raw_tracepoint(program.as_fd(), point);
+            let missing = point.to_str().unwrap_or("tracepoint");
+            watching.push(opened.map_err(|_| AttachError::NoPageFaults { missing })?);
+        }
+        Ok(())
+    }
+
     /// Arms `points` of the file at `path` in process `pid`.
     pub fn arm(
         &mut self,
@@ -379,8 +405,12 @@ fn own_namespace() -> u64 {
 }
 
 fn read_offsets() -> Result<Offsets, AttachError> {
+    read_types(|types| offsets(types).map_err(|member| AttachError::UnknownKernelType { member }))
+}
+
+fn read_types<T>(read: impl FnOnce(&KernelTypes<'_>) -> Result<T, AttachError>) -> Result<T, AttachError> {
     const PATH: &str = "/sys/kernel/btf/vmlinux";
     let bytes = std::fs::read(PATH).map_err(|source| AttachError::NoKernelTypes { path: PATH, source })?;
     let types = KernelTypes::new(&bytes).ok_or(AttachError::UnknownKernelType { member: "header" })?;
-    offsets(&types).map_err(|member| AttachError::UnknownKernelType { member })
+    read(&types)
 }

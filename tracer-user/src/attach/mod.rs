@@ -15,6 +15,7 @@ mod mapped;
 mod mechanism;
 mod object;
 mod own_memory;
+mod pages;
 mod perf;
 mod programs;
 mod readiness;
@@ -30,6 +31,7 @@ pub use kernel::{Kernel, ProbePoint, TableSizes};
 pub use layout::kernel_layout;
 pub use mechanism::Mechanism;
 pub use own_memory::give_back_large_blocks;
+pub use pages::{PageSet, Sorted, resident_anonymous, sort_pages};
 pub use programs::Program;
 pub use readiness::Readiness;
 pub use ring::RingPositions;
@@ -119,6 +121,14 @@ pub enum AttachError {
         file: PathBuf,
         /// What the call said.
         source: io::Error,
+    },
+    /// Growth mode is not possible.
+    #[error(
+        "this kernel has no `{missing}`, which growth mode needs: use Linux 6.6 or later on x86-64, or another mode"
+    )]
+    NoPageFaults {
+        /// What was looked for.
+        missing: &'static str,
     },
     /// The process went away meanwhile.
     #[error("process {pid} ended before it was armed")]

@@ -14,6 +14,8 @@ type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
 const HELD_PROCESS: usize = 8;
 /// Index of `all_execs` in it.
 const ALL_EXECS: usize = 21;
+/// Index of `anonymous_pages` in it.
+const ANONYMOUS_PAGES: usize = 22;
 /// `tracer_ebpf::tables::Globals` as words.
 pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
@@ -83,6 +85,11 @@ impl Kernel {
     /// Asks to be told of every exec of the host, not only those of followed processes.
     pub fn tell_all_execs(&mut self) -> Result<(), AttachError> {
         self.set(ALL_EXECS, 1)
+    }
+
+    /// Where `mm_struct` keeps the rough count of anonymous pages.
+    pub(super) fn set_anonymous_pages(&mut self, offset: u64) -> Result<(), AttachError> {
+        self.set(ANONYMOUS_PAGES, offset)
     }
 
     fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {

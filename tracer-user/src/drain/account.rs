@@ -150,7 +150,11 @@ pub fn account_row(account: u32, words: AccountWords, peak_at: impl Fn(u32) -> u
         account,
         process,
         thread: owner as u32,
-        domain: if owner >> 32 & 1 == 0 { Domain::Pymalloc } else { Domain::Malloc },
+        domain: match owner >> 32 & 3 {
+            0 => Domain::Pymalloc,
+            1 => Domain::Malloc,
+            _ => Domain::Resident,
+        },
         values: Values {
             allocated: Amount { bytes: allocated_bytes, count: allocated_count },
             live,

@@ -57,7 +57,7 @@ impl Session<'_> {
             Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
             _ => None,
         };
-        let armed = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request.bare);
+        let armed = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request);
         let added = armed.and_then(|traced| {
             tracing::debug!("armed process {pid}, {origin:?}");
             self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)

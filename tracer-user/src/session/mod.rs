@@ -9,6 +9,7 @@ mod coverage;
 mod ended;
 mod find;
 mod follow;
+mod growth;
 mod mallocs;
 mod preparation;
 mod processes;
@@ -61,6 +62,8 @@ pub struct Request {
     pub any_kernel: bool,
     /// For benches: start programs that do nothing.
     pub bare: bool,
+    /// Watch page faults and no allocator: what is recorded is resident memory.
+    pub growth: bool,
 }
 
 /// How far a recording is.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::allocators::AllocatorWatch;
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
+use super::growth::{Reckoning, reckon};
 use super::reclaim::Reclaim;
 use super::recorder::{Recorder, add_losses};
 use super::target::{KnownPlans, Traced};
@@ -19,6 +20,9 @@ use crate::profile::{Coverage, Followed, Losses};
 /// Pools are looked at again after this long, then after twice as long and so on, so that something is known of the coverage of a
 /// process that ends by itself; a look takes 3 to 10 ms of the tracer's time.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
+
+/// Why growth mode has no coverage of allocations.
+const PAGES_ONLY: &str = "pages are counted, and no blocks";
 
 /// How a process came into the recording.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +71,7 @@ pub struct Watched {
     tally: Result<Tally, String>,
     next_look: Instant,
     look_after: Duration,
+    reckoning: Reckoning,
 }
 
 /// All of them, in the order in which they came in, but for those that have given back their slots. A place in the list is good until
@@ -157,7 +162,9 @@ impl Processes {
             Origin::Found { execed, .. } => execed && !traced.has_started(),
             Origin::Running | Origin::Fork { .. } => false,
         };
-        let first = if from_start {
+        let first = if traced.beginning.is_some() {
+            Err(PAGES_ONLY.to_owned())
+        } else if from_start {
             Ok(NOTHING_YET)
         } else {
             look(&traced.target, traced.pages(), &mut arenas, || read_totals(kernel, slot))?
@@ -165,7 +172,10 @@ impl Processes {
         let followed = self.followed(origin, armed, first.as_ref().ok());
         recorder.add_process(&traced, followed);
         self.reclaim.take_slot(slot);
-        let tally = Err("the process ended before its pools could be read".to_owned());
+        let tally = match &first {
+            Err(reason) if traced.beginning.is_some() => Err(reason.clone()),
+            _ => Err("the process ended before its pools could be read".to_owned()),
+        };
         let allocators = AllocatorWatch::new(&traced.target, traced.allocators());
         self.list.push(Watched {
             traced,
@@ -178,6 +188,7 @@ impl Processes {
             tally,
             next_look: Instant::now() + FIRST_LOOK,
             look_after: FIRST_LOOK,
+            reckoning: Reckoning::default(),
         });
         Ok(())
     }
@@ -259,6 +270,30 @@ impl Processes {
     pub fn last_look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
         let mut running = self.list.iter_mut().filter(|watched| watched.running);
         running.try_for_each(|watched| watched.look(kernel))
+    }
+
+    /// In growth mode: stops counting for one process, or for all that run, and compares its stacks with what the kernel says.
+    pub fn reckon(
+        &mut self,
+        kernel: &mut Kernel,
+        recorder: &mut Recorder,
+        only: Option<u32>,
+    ) -> Result<(), SessionError> {
+        for watched in &mut self.list {
+            let (pid, slot) = (watched.traced.slot.pid, watched.traced.slot.number);
+            let Some(beginning) = &watched.traced.beginning else { continue };
+            if watched.reckoning.residence.is_some() || only.is_some_and(|only| only != pid) {
+                continue;
+            }
+            if watched.running {
+                watched.traced.stop(kernel)?;
+                watched.reckoning = reckon(kernel, slot, pid, beginning)?;
+            } else {
+                watched.reckoning = Reckoning::of_ended();
+            }
+            recorder.set_residence(&watched.traced, &watched.reckoning);
+        }
+        Ok(())
     }
 
     /// Disarms everything, and returns when that is done.
@@ -380,6 +415,9 @@ impl Tallies {
 
 impl Watched {
     fn look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+        if self.traced.beginning.is_some() {
+            return Ok(());
+        }
         let slot = self.traced.slot.number;
         let pages = self.traced.pages();
         let last = look(&self.traced.target, pages, &mut self.arenas, || read_totals(kernel, slot))?;

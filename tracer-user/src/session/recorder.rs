@@ -9,10 +9,12 @@ use crate::drain::{
 };
 use crate::profile::{
     Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack,
+    Values,
 };
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
 use crate::session::ended::{Ended, MERGED};
+use crate::session::growth::{NO_FAULT, Reckoning};
 use crate::session::processes::Gone;
 use crate::session::target::Traced;
 
@@ -62,6 +64,10 @@ pub struct Recorder {
     truncated_stacks: u64,
     unreceived_stacks: u64,
     unknown_records: u64,
+    /// Growth mode, by account: what it held no more when its process was compared.
+    gone_pages: FxHashMap<u32, Amount>,
+    /// Growth mode: pages without a stack.
+    unseen_pages: Vec<Sample>,
 }
 
 impl Recorder {
@@ -83,6 +89,8 @@ impl Recorder {
             truncated_stacks: 0,
             unreceived_stacks: 0,
             unknown_records: 0,
+            gone_pages: FxHashMap::default(),
+            unseen_pages: Vec::new(),
         }
     }
 
@@ -159,6 +167,21 @@ impl Recorder {
         if let Some(process) = self.process_of(traced) {
             process.mallocs = traced.mallocs.names();
             process.unseen = traced.mallocs.unseen().map(str::to_owned).into_iter().collect();
+        }
+    }
+
+    /// Says how a process's stacks compare with what the kernel says of it, and corrects them.
+    pub fn set_residence(&mut self, traced: &Traced, reckoning: &Reckoning) {
+        let Some(process) = self.index_of(u32::from(traced.slot.number)) else { return };
+        if let Some(place) = self.processes.get_mut(process.0 as usize) {
+            place.residence.clone_from(&reckoning.residence);
+        }
+        self.gone_pages.extend(reckoning.gone.iter().map(|(account, gone)| (*account, *gone)));
+        if reckoning.unseen.count > 0 {
+            let stack = std::iter::once(self.resolver.marker(NO_FAULT)).collect();
+            let (live, amount) = (reckoning.unseen, Amount::default());
+            let values = Values { allocated: live, live, peak: live, temporary: amount };
+            self.unseen_pages.push(Sample { process, thread: 0, domain: Domain::Resident, stack, values });
         }
     }
 
@@ -303,6 +326,7 @@ impl Recorder {
         let mut samples = self.ended.take_samples();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
         read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
+        samples.append(&mut self.unseen_pages);
         self.mark_gone(gone, &mut samples);
         merge(&mut samples);
         let counts = self.resolver.counts();
@@ -362,7 +386,12 @@ impl Recorder {
             stack = std::iter::once(self.resolver.marker(text)).collect();
         }
         let thread = self.threads.get(&row.account).copied().unwrap_or(row.thread);
-        Some(Sample { process, thread, domain: row.domain, stack, values: row.values })
+        let mut values = row.values;
+        if let Some(gone) = self.gone_pages.remove(&row.account) {
+            values.live.bytes = values.live.bytes.saturating_sub(gone.bytes);
+            values.live.count = values.live.count.saturating_sub(gone.count);
+        }
+        Some(Sample { process, thread, domain: row.domain, stack, values })
     }
 }
 

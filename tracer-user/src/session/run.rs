@@ -75,6 +75,9 @@ impl<'a> Session<'a> {
         };
         let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
+        if request.growth {
+            kernel.watch_faults()?;
+        }
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
         let wanted = match request.subject {
@@ -255,7 +258,10 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            Change::HeldAtExit => self.last_look(observer),
+            Change::HeldAtExit => {
+                self.processes.reckon(&mut self.kernel, &mut self.recorder, Some(child.id()))?;
+                self.last_look(observer)
+            }
             Change::Ended(_) => Ok(()),
         }
     }
@@ -324,6 +330,7 @@ impl<'a> Session<'a> {
     /// Disarms everything and makes the profile.
     fn finish(&mut self, observer: &mut impl Observer) -> Result<Option<Profile>, SessionError> {
         if self.started.is_some() {
+            self.processes.reckon(&mut self.kernel, &mut self.recorder, None)?;
             self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
@@ -332,7 +339,7 @@ impl<'a> Session<'a> {
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {
-            mode: "exact".to_owned(),
+            mode: if self.request.growth { "growth" } else { "exact" }.to_owned(),
             seen_fraction: 1.0,
             start_nanoseconds: start
                 .duration_since(SystemTime::UNIX_EPOCH)

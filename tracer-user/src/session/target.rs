@@ -19,11 +19,12 @@ use crate::plan::{
     AllocatorTables, InterpreterPlan, Plan, PlanError, ThreadSlot, plan_free_threaded, plan_interpreter,
     plan_malloc, plan_with_mimalloc,
 };
-use crate::session::SessionError;
 use crate::session::allocators::uses_mimalloc;
+use crate::session::growth::Beginning;
 use crate::session::mallocs::Mallocs;
 use crate::session::run::process_descriptor;
 use crate::session::thread_slot::distance;
+use crate::session::{Request, SessionError};
 
 pub(super) const PROC: &str = "/proc";
 
@@ -45,6 +46,8 @@ pub struct Traced {
     armed: Vec<Armed>,
     /// Its allocators besides pymalloc.
     pub mallocs: Mallocs,
+    /// In growth mode, where nothing is armed: what there was at the beginning.
+    pub beginning: Option<Beginning>,
 }
 
 impl Traced {
@@ -57,24 +60,51 @@ impl Traced {
         number: u16,
         parent: Option<&Self>,
         known: &mut KnownPlans,
-        bare: bool,
+        request: &Request,
     ) -> Result<Self, SessionError> {
+        let bare = request.bare;
         let process = process_descriptor(target.pid)?;
         let slot = Slot { pid: target.pid, number };
         let file = &target.interpreter.file;
         let plan = match parent {
             Some(parent) => parent.plan.clone(),
+            None if request.growth => known.interpreter(&target.interpreter)?,
             None => known.of(&target)?,
         };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         let thread_slot = current_slot(&target, plan.thread_slot);
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer, thread_slot))?;
+        if request.growth {
+            let (beginning, mallocs) = (Some(Beginning::of(target.pid)), Mallocs::none());
+            let (pointer, armed) = (pointer, Vec::new());
+            return Ok(Self {
+                target,
+                slot,
+                thread_state_pointer: pointer,
+                process,
+                plan,
+                thread_slot,
+                armed,
+                mallocs,
+                beginning,
+            });
+        }
         let mallocs = match parent {
             Some(parent) => parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?,
             None => Mallocs::arm(kernel, slot, &target, known, bare)?,
         };
         let armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?;
-        Ok(Self { target, slot, thread_state_pointer: pointer, process, plan, thread_slot, armed, mallocs })
+        Ok(Self {
+            target,
+            slot,
+            thread_state_pointer: pointer,
+            process,
+            plan,
+            thread_slot,
+            armed,
+            mallocs,
+            beginning: None,
+        })
     }
 
     /// Where its mimalloc keeps things, if its blocks are recorded.
@@ -90,12 +120,17 @@ impl Traced {
 
     /// Arms allocators that the process has loaded since.
     pub fn look_for_mallocs(&mut self, kernel: &mut Kernel, known: &mut KnownPlans) {
-        self.mallocs.look_again(kernel, self.slot, known);
+        if self.beginning.is_none() {
+            self.mallocs.look_again(kernel, self.slot, known);
+        }
     }
 
     /// Removes the copies of this process's breakpoints from a child that is not recorded: the kernel removes a breakpoint when
     /// the last probe that wants it in a process goes, so one is made that does.
     pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
+        if self.beginning.is_some() {
+            return;
+        }
         // Number 0 is no process: nothing would be counted even if something ran.
         let slot = Slot { pid, number: 0 };
         let file = self.target.interpreter.file.of_fork(self.slot.pid, pid);
@@ -129,10 +164,15 @@ impl Traced {
     /// Stops counting for a process whose memory is not what it was: it has replaced itself, or ended. What was armed is to be
     /// disarmed.
     pub fn retire(&mut self, kernel: &mut Kernel) -> Result<Vec<Armed>, SessionError> {
+        self.stop(kernel)?;
+        Ok(self.take_armed())
+    }
+
+    /// Stops counting.
+    pub fn stop(&self, kernel: &mut Kernel) -> Result<(), SessionError> {
         let mut layout = kernel_layout(&self.target, self.thread_state_pointer, self.thread_slot);
         layout.active = 0;
-        kernel.set_layout(u32::from(self.slot.number), &layout)?;
-        Ok(self.take_armed())
+        Ok(kernel.set_layout(u32::from(self.slot.number), &layout)?)
     }
 
     /// Once the interpreter has started, asks it where its thread states are, and corrects the kernel half if the table's

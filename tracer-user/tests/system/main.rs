@@ -10,6 +10,7 @@ mod containers;
 mod errors;
 mod exact;
 mod free_threaded;
+mod growth;
 mod interpreters;
 mod kernel;
 mod limits;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
         .chain([stacks::TESTS, switches::TESTS, interpreters::TESTS, free_threaded::TESTS, workers::TESTS])
+        .chain([growth::TESTS])
         .flatten()
     {
         // What setup brings must be there in CI: a test that vanishes proves nothing.
