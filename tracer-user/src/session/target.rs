@@ -74,36 +74,27 @@ impl Traced {
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         let thread_slot = current_slot(&target, plan.thread_slot);
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer, thread_slot))?;
-        if request.growth {
-            let (beginning, mallocs) = (Some(Beginning::of(target.pid)), Mallocs::none());
-            let (pointer, armed) = (pointer, Vec::new());
-            return Ok(Self {
-                target,
-                slot,
-                thread_state_pointer: pointer,
-                process,
-                plan,
-                thread_slot,
-                armed,
-                mallocs,
-                beginning,
-            });
-        }
-        let mallocs = match parent {
-            Some(parent) => parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?,
-            None => Mallocs::arm(kernel, slot, &target, known, bare)?,
+        let (beginning, mallocs) = match parent {
+            _ if request.growth => (Some(Beginning::of(target.pid)), Mallocs::none()),
+            Some(parent) => (None, parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?),
+            None => (None, Mallocs::arm(kernel, slot, &target, known, bare)?),
         };
-        let armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?;
+        let armed = if request.growth {
+            Vec::new()
+        } else {
+            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?
+        };
+        let thread_state_pointer = pointer;
         Ok(Self {
             target,
             slot,
-            thread_state_pointer: pointer,
+            thread_state_pointer,
             process,
             plan,
             thread_slot,
             armed,
             mallocs,
-            beginning: None,
+            beginning,
         })
     }
 
