@@ -23,7 +23,9 @@ pub enum DiscoverError {
         pid: u32,
     },
     /// We may not look at it.
-    #[error("not allowed to read process {pid}: run as root, or with CAP_SYS_PTRACE")]
+    #[error(
+        "not allowed to read process {pid}: run as root, or with CAP_SYS_PTRACE; if that is so, a container or security module forbids it"
+    )]
     NotAllowed {
         /// The process.
         pid: u32,

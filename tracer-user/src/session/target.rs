@@ -85,17 +85,7 @@ impl Traced {
             arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?
         };
         let thread_state_pointer = pointer;
-        Ok(Self {
-            target,
-            slot,
-            thread_state_pointer,
-            process,
-            plan,
-            thread_slot,
-            armed,
-            mallocs,
-            beginning,
-        })
+        Ok(Self { target, slot, thread_state_pointer, process, plan, thread_slot, armed, mallocs, beginning })
     }
 
     /// Where its mimalloc keeps things, if its blocks are recorded.
