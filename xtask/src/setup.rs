@@ -40,8 +40,11 @@ pub fn run() -> Result<()> {
     outcomes.push(("an interpreter for musl for tests", musl::bring(&Machine, &sources, &pythons::folder())));
     outcomes
         .push(("an interpreter by clang for tests", clang::bring(&Machine, &sources, &pythons::folder())));
-    let services =
-        python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn", "uvicorn", "greenlet"]);
+    let services = python::environment(
+        &Machine,
+        Path::new("/usr/bin/python3"),
+        &["gunicorn", "uvicorn", "greenlet", "numpy"],
+    );
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
     let requirements = workspace::root().join("xtask/bench/services/requirements.txt");
     let shops = python::pinned(&Machine, Path::new("/usr/bin/python3"), "services", &requirements);

@@ -355,10 +355,14 @@ impl Processes {
         Ok(())
     }
 
-    /// Those that have ended while others still ran.
+    /// Those that have ended while others still ran. In growth mode all children that have ended: their memory is the kernel's again, while that of a
+    /// command is shown as it was at its end.
     pub fn gone(&self) -> Gone {
-        let earlier = self.any_runs();
-        let ended = self.list.iter().filter(|watched| earlier && !watched.running);
+        let some_run = self.any_runs();
+        let is_growth = self.list.iter().any(|watched| watched.traced.beginning.is_some());
+        let earlier = some_run || is_growth;
+        let has_left = |watched: &&Watched| !watched.running && (some_run || !watched.is_root);
+        let ended = self.list.iter().filter(|watched| earlier && has_left(watched));
         Gone { slots: ended.map(|watched| watched.traced.slot.number).collect(), earlier }
     }
 

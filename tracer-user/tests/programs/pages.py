@@ -17,6 +17,9 @@ libc.sbrk.restype = ctypes.c_void_p
 libc.sbrk.argtypes = [ctypes.c_long]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
+if sys.argv[1] == "numpy":
+    import numpy
+
 PRIVATE_ANONYMOUS = 0x22
 POPULATE = 0x8000
 DONTNEED, HUGEPAGE, NOHUGEPAGE = 4, 14, 15
@@ -181,6 +184,15 @@ def case_fork():
     print(child, flush=True)
     os.waitpid(child, 0)
     return kept
+
+
+def case_numpy():
+    kept = numpy.ones(8_000_000)
+    dropped = numpy.arange(10_000_000.0)
+    joined = numpy.concatenate([kept, dropped[:1_000_000]])
+    del dropped
+    # Those that are never written to are not resident.
+    return kept, joined, numpy.zeros(30_000_000)
 
 
 def case_attached():

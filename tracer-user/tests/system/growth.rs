@@ -5,14 +5,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::asked::Asked;
 use crate::machine::Interpreter;
-use crate::support::{Running, folder, interrupt, load, python, record, record_program, say, target, tracer};
-use crate::{Test, each, free, one};
+use crate::services::python_with;
+use crate::support::{
+    Running, folder, interrupt, load, program, python, record, record_program, run, say, target, tracer,
+};
+use crate::{Test, each, free, once, one};
 
 pub const TESTS: &[Test] = &[
     one("growth::every_way_to_get_memory", every_way),
     one("growth::at_the_peak", at_the_peak),
     one("growth::pages_of_a_file", pages_of_a_file),
+    once("growth::numpy", numpy).only_if(|| python_with("numpy").is_some()),
     one("growth::fork", fork),
+    one("growth::a_child_that_ends", a_child_that_ends),
     one("growth::attached", attached),
     one("growth::in_little_room", in_little_room),
     each("growth::list", list),
@@ -109,6 +114,23 @@ fn pages_of_a_file(interpreter: &Interpreter) -> Result<()> {
     Ok(())
 }
 
+/// Arrays that are kept, dropped, joined, and never touched.
+fn numpy() -> Result<()> {
+    let python = python_with("numpy").context("no numpy")?;
+    let folder = folder()?;
+    let output = folder.path().join("x.pb.gz");
+    let mut command = record(&output, &GROWTH);
+    command.arg(python).arg(program("pages.py")).arg("numpy");
+    let finished = run(command)?.succeeded()?;
+    let profile = load(&output)?;
+    let (kernel, stacks) = reconciles(&profile, None)?;
+    let grown: u64 = finished.stdout.trim().parse()?;
+    say(&format!("numpy: the kernel says {kernel}, stacks {stacks}, the program itself {grown}"));
+    let own = held(&profile, Metric::Live, "case_numpy").bytes;
+    ensure!(close(own, 17_000_000 * 8), "{own} of {grown}");
+    Asked(&profile).has_lost_nothing()
+}
+
 /// A child starts with its parent's pages, which are nobody's growth; a copy of a page that it writes to is in place of the other.
 fn fork(interpreter: &Interpreter) -> Result<()> {
     let folder = folder()?;
@@ -137,6 +159,38 @@ fn fork(interpreter: &Interpreter) -> Result<()> {
 }
 
 /// What was there before is no growth, and is not missed when it goes.
+/// It has given all back; what it had can be compared with nothing any more.
+fn a_child_that_ends(interpreter: &Interpreter) -> Result<()> {
+    const TEXT: &str = "
+import os, time
+child = os.fork()
+if child == 0:
+    time.sleep(1)
+    kept = bytearray(b'y' * (30 << 20))
+    os._exit(0)
+os.waitpid(child, 0)
+print(child)
+kept = bytearray(b'x' * (20 << 20))
+";
+    let folder = folder()?;
+    let output = folder.path().join("x.pb.gz");
+    let mut command = record(&output, &GROWTH);
+    command.arg(&interpreter.python).args(["-c", TEXT]);
+    let finished = run(command)?.succeeded()?;
+    let child: u32 = finished.stdout.trim().parse()?;
+    let profile = load(&output)?;
+    let place = profile.processes.iter().position(|process| process.pid == child).context("no child")?;
+    let of_child = |metric| Asked(&profile).sum(metric, |sample| sample.process.0 as usize == place);
+    ensure!(of_child(Metric::Live) == Amount::default(), "it holds {:?}", of_child(Metric::Live));
+    let peak = of_child(Metric::Peak).bytes;
+    ensure!((30 * MIB..=70 * MIB).contains(&peak), "{peak} at its peak");
+    let residence = &profile.processes[place].residence;
+    let Some(Residence::Uncompared { uncompared }) = residence else { bail!("{residence:?}") };
+    ensure!(uncompared.contains("ended"), "{uncompared}");
+    let parent = profile.processes.iter().find(|process| process.pid != child).map(|process| process.pid);
+    reconciles(&profile, parent).map(drop)
+}
+
 fn attached(interpreter: &Interpreter) -> Result<()> {
     let folder = folder()?;
     let output = folder.path().join("x.pb.gz");
