@@ -109,15 +109,17 @@ impl<T: Tables> Books<'_, T> {
         AccountId(self.slot)
     }
 
-    /// A block of `size` bytes at `address` now belongs to `account`.
+    /// A block of `size` bytes at `address` now belongs to `account`. Whether the table has an entry more.
     #[inline(always)]
-    pub fn allocated(&self, id: AccountId, thread: Option<&Thread>, address: u64, size: u64, of: u8) {
-        let Some(account) = self.tables.account(id.0) else { return };
+    pub fn allocated(&self, id: AccountId, thread: Option<&Thread>, address: u64, size: u64, of: u8) -> bool {
+        let Some(account) = self.tables.account(id.0) else { return false };
         add(&account.allocated_count, 1);
         add(&account.allocated_bytes, size);
-        let Some(key) = Key::new(self.slot, address) else { return };
+        let Some(key) = Key::new(self.slot, address) else { return false };
         let (inserted, missed) = self.live().insert(key, size, id.0);
+        let mut entries = 0_i32;
         if let Some(entry) = missed {
+            entries -= 1;
             // The free of what was here before was not seen.
             add(
                 if of == domain::PYMALLOC {
@@ -131,6 +133,7 @@ impl<T: Tables> Books<'_, T> {
         }
         match inserted {
             Inserted::Placed { entry } => {
+                entries += 1;
                 self.change(account, entry.size().wrapping_mul(entry.weight()), entry.weight());
             }
             Inserted::Thinned => add(&self.totals.thinned, 1),
@@ -139,6 +142,14 @@ impl<T: Tables> Books<'_, T> {
         if let Some(thread) = thread {
             thread.latest.store(key.0);
         }
+        entries > 0
+    }
+
+    /// Whether a block is in the live table.
+    #[inline(always)]
+    #[must_use]
+    pub fn has(&self, address: u64) -> bool {
+        Key::new(self.slot, address).is_some_and(|key| self.live().get(key).is_some())
     }
 
     /// Takes a block out of the live table without booking it: realloc decides later.
@@ -148,13 +159,15 @@ impl<T: Tables> Books<'_, T> {
         Some((key, self.live().take(key)?))
     }
 
-    /// Puts back what [`Books::take`] took.
+    /// Puts back what [`Books::take`] took; `false` where there is no place any more.
     #[inline(always)]
-    pub fn put_back(&self, key: Key, entry: Entry) {
-        if !self.live().restore(key, entry) {
+    pub fn put_back(&self, key: Key, entry: Entry) -> bool {
+        let is_back = self.live().restore(key, entry);
+        if !is_back {
             add(&self.totals.live_table_full, 1);
             self.retire(key, entry);
         }
+        is_back
     }
 
     /// The block at `address` has gone back.

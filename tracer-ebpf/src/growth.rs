@@ -95,11 +95,11 @@ const MAP_FIXED: u64 = 0x10;
 const MAP_AT_ONCE: u64 = 0x2000 | 0x8000;
 const MREMAP_FIXED: u64 = 2;
 
-/// Whether a hint of `madvise` takes pages away at once: DONTNEED, REMOVE, PAGEOUT, DONTNEED_LOCKED (include/uapi/asm-generic/mman-common.h).
+/// Whether a hint of `madvise` takes pages away at once: DONTNEED, REMOVE, PAGEOUT, DONTNEED_LOCKED, GUARD_INSTALL (include/uapi/asm-generic/mman-common.h).
 /// FREE does not: such pages count as resident until the kernel needs them.
 #[inline(always)]
 const fn takes_away(advice: u64) -> bool {
-    advice == 4 || advice == 9 || advice == 21 || advice == 24
+    advice == 4 || advice == 9 || advice == 21 || advice == 24 || advice == 102
 }
 
 impl Call {
@@ -197,13 +197,26 @@ pub struct Pages<'a, T> {
 }
 
 impl<T: Tables> Pages<'_, T> {
+    /// Whether no page around `page` has an entry: none of its region, or, where that is not known because another region shares its cell, none of those that
+    /// a program that goes through its memory touches before it.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_none_around(&self, page: u64) -> bool {
+        if self.regions.cell(self.books.slot, page).load() == 0 {
+            return true;
+        }
+        let around = [page.wrapping_sub(PAGE), page.wrapping_add(PAGE), page & !(REGION - 1)];
+        !around.iter().any(|page| self.books.has(*page))
+    }
+
     /// The page at `address` has become resident.
     #[inline(always)]
     pub fn touched(&self, account: AccountId, address: u64) {
         let page = address & !(PAGE - 1);
         add(&self.books.totals.mallocs, 1);
-        add(self.regions.cell(self.books.slot, page), 1);
-        self.books.allocated(account, None, page, PAGE, domain::RESIDENT);
+        if self.books.allocated(account, None, page, PAGE, domain::RESIDENT) {
+            add(self.regions.cell(self.books.slot, page), 1);
+        }
     }
 
     /// The page at `address` is resident no more; whether it had an entry.
@@ -225,8 +238,9 @@ impl<T: Tables> Pages<'_, T> {
         let Some(key) = crate::live::Key::new(self.books.slot, to) else { return };
         // Nothing can be there but what was missed.
         self.released(to);
-        add(self.regions.cell(self.books.slot, to), 1);
-        self.books.put_back(key, entry);
+        if self.books.put_back(key, entry) {
+            add(self.regions.cell(self.books.slot, to), 1);
+        }
     }
 
     /// Prepares to take the pages of a span away, as far as one event tells. The kernel says "some pages have gone" once for each region that

@@ -226,6 +226,8 @@ pub struct Settings {
     pub all_execs: Cell,
     /// Where `mm_struct` keeps the rough count of anonymous pages.
     pub anonymous_pages: Cell,
+    /// By how much that count jumps, at the least, when a huge page comes.
+    pub huge_jump: Cell,
 }
 
 /// Where the running kernel keeps what is read of it, in bytes from the start of the structure that the name begins with.

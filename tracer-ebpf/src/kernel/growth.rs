@@ -32,9 +32,8 @@ use super::task::{Task, word_at};
 
 /// `MM_ANONPAGES` (include/linux/mm_types_task.h).
 const ANONYMOUS: u32 = 1;
-/// A fault that makes the kernel's rough count jump by so many pages was one of a huge page. That count goes by batches of 32 pages, or two for each processor
-/// (lib/percpu_counter.c, `compute_batch_value`), and a huge page's 512 at once.
-const JUMP: i64 = 256;
+/// In a thread's `span_found`: its span is room that its `mmap` fills. Releases write 0 and 1.
+const ROOM_TO_FILL: u64 = 2;
 /// Addresses of the kernel begin here or later.
 const KERNEL: u64 = 1 << 63;
 
@@ -144,19 +143,28 @@ pub fn resident_change(context: RawTracePointContext) -> i32 {
         return 0;
     }
     let count = rough_count(&event, memory);
-    let is_huge = count.wrapping_sub(thread.fault_pages.load()).cast_signed() >= JUMP;
-    let pages = if is_huge { HUGE_PAGES } else { 1 };
+    let jump = count.wrapping_sub(thread.fault_pages.load()).cast_signed();
+    let is_jump = jump >= event.settings.huge_jump.load().cast_signed();
     if call.populates(CALLS) {
         let page = thread.span_cursor.load();
+        // Only where its room was found by a search: a hint that the kernel follows takes none, and what the cursor says is of another call.
+        let is_of_call = thread.span_found.load() == ROOM_TO_FILL;
+        if !is_of_call || page < thread.span_from.load() || page >= thread.span_to.load() {
+            return 0;
+        }
+        let pages = if is_jump { HUGE_PAGES } else { 1 };
+        thread.booked_size.store(pages);
         thread.span_cursor.store(page.wrapping_add(pages * PAGE));
         thread.fault_pages.store(count);
         thread.booked_block.store(page);
     } else if let Some(page) = fault.page(call) {
+        // Other threads make the count jump, too; but a huge page comes where the region has none yet (`do_huge_pmd_anonymous_page` in mm/huge_memory.c).
+        let is_huge = is_jump && pages(&event).is_some_and(|pages| pages.has_none_around(page));
         thread.booked_block.store(if is_huge { page & !(REGION - 1) } else { page });
+        thread.booked_size.store(if is_huge { HUGE_PAGES } else { 1 });
     } else {
         return 0;
     }
-    thread.booked_size.store(pages);
     let start = event.stack_start(Some(thread), false);
     let is_unknown = start.reason == end::FOREIGN_THREAD || start.reason == end::NO_THREAD_STATE;
     if start.frame == 0 && is_unknown {
@@ -289,16 +297,24 @@ pub fn resident_move(context: RawTracePointContext) -> i32 {
     // `vm_unmapped_area_info.length`, include/linux/mm.h.
     let searched = word_at(context.arg::<u64>(1).wrapping_add(8));
     let call = running_call();
-    let moved = call.moved(CALLS);
-    if moved.is_none() && !call.populates(CALLS) {
+    let populates = call.populates(CALLS);
+    if !populates && call.moved(CALLS).is_none() {
         return 0;
     }
     let Some(new) = call.room(CALLS, context.arg::<u64>(0), searched) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
     thread.span_cursor.store(new);
     thread.fault_pages.store(rough_count(&event, Task::current().memory(event.settings)));
-    let Some(old) = moved else { return 0 };
+    if populates {
+        thread.span_from.store(new);
+        thread.span_to.store(new.wrapping_add(call.arguments[1]));
+        thread.span_found.store(ROOM_TO_FILL);
+        return 0;
+    }
+    // Asked once more: the compiler would keep what there is of it in both cases, and the verifier knows of nothing in one.
+    let Some(old) = call.moved(CALLS) else { return 0 };
     thread.span_from.store(old.from);
+    thread.span_found.store(0);
     // What is released next begins anew.
     thread.span_to.store(0);
     let moved = old.to.wrapping_sub(old.from) / PAGE;

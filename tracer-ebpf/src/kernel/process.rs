@@ -70,13 +70,14 @@ pub fn process_fork(context: RawTracePointContext) -> i32 {
     0
 }
 
-/// 1 if the current command's name, which an exec has set by now (`begin_new_exec` in fs/exec.c), begins with `python`: if it ends before anybody can look at
-/// it, it was one.
+/// 1 if the current command's name, which an exec has set by now (`begin_new_exec` in fs/exec.c), is `python`, `python3` or `python3.` and more: if it ends
+/// before anybody can look at it, it was one. `python3-config` and the like are scripts.
 #[inline(always)]
 fn is_named_python() -> u32 {
     let Ok(name) = bpf_get_current_comm() else { return 0 };
     let start = u64::from_ne_bytes([name[0], name[1], name[2], name[3], name[4], name[5], 0, 0]);
-    (start == u64::from_ne_bytes(*b"python\0\0")) as u32
+    let is_version = name[6].wrapping_sub(b'0') < 10 && (name[7] == 0 || name[7] == b'.');
+    (start == u64::from_ne_bytes(*b"python\0\0") && (name[6] == 0 || is_version)) as u32
 }
 
 /// `sched_process_exec`: a process has a new image. What is armed in it was meant for the old one.

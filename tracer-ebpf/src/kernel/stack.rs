@@ -127,7 +127,7 @@ impl Event {
         }
         let own = if !locked || layout.thread_slot != 0 { self.own_ident() } else { 0 };
         let state = match own_thread_state(&UserMemory, layout, own) {
-            0 if locked => locked_thread_state(&UserMemory, layout),
+            0 if locked => locked_thread_state(&UserMemory, layout, proved),
             0 => thread_state(&UserMemory, layout, proved, own),
             state => Ok(state),
         };

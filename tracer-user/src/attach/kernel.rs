@@ -261,6 +261,9 @@ impl Kernel {
 
     /// Starts to watch page faults: what followed processes with a slot make resident is counted.
     pub fn watch_faults(&mut self) -> Result<(), AttachError> {
+        if rustix::param::page_size() as u64 != tracer_ebpf::growth::PAGE {
+            return Err(AttachError::NoPageFaults { missing: "pages of 4,096 bytes" });
+        }
         let offset = read_types(|types| {
             anonymous_pages(types).ok_or(AttachError::NoPageFaults { missing: "mm_struct.rss_stat" })
         })?;
@@ -280,7 +283,11 @@ impl Kernel {
             let program = load_one(&object, name, syscall::Kind::RawTracepoint)?;
             let opened = syscall::open_raw_tracepoint(program.as_fd(), point);
             let missing = point.to_str().unwrap_or("tracepoint");
-            watching.push(opened.map_err(|_| AttachError::NoPageFaults { missing })?);
+            watching.push(opened.map_err(|error| match error.raw_os_error() {
+                // kernel/bpf/syscall.c, `bpf_raw_tp_link_attach`.
+                Some(libc::ENOENT | libc::EINVAL) => AttachError::NoPageFaults { missing },
+                _ => object_error(missing)(error),
+            })?);
         }
         Ok(())
     }

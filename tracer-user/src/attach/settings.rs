@@ -16,6 +16,8 @@ const HELD_PROCESS: usize = 8;
 const ALL_EXECS: usize = 21;
 /// Index of `anonymous_pages` in it.
 const ANONYMOUS_PAGES: usize = 22;
+/// Index of `huge_jump` in it.
+const HUGE_JUMP: usize = 23;
 /// `tracer_ebpf::tables::Globals` as words.
 pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
@@ -87,9 +89,10 @@ impl Kernel {
         self.set(ALL_EXECS, 1)
     }
 
-    /// Where `mm_struct` keeps the rough count of anonymous pages.
+    /// Where `mm_struct` keeps the rough count of anonymous pages, and by how much it jumps when a huge page comes.
     pub(super) fn set_anonymous_pages(&mut self, offset: u64) -> Result<(), AttachError> {
-        self.set(ANONYMOUS_PAGES, offset)
+        self.set(ANONYMOUS_PAGES, offset)?;
+        self.set(HUGE_JUMP, huge_jump(processors()))
     }
 
     fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {
@@ -97,5 +100,34 @@ impl Kernel {
         let mut words = settings.get(&0, 0).map_err(table_error("SETTINGS"))?;
         words[setting] = value;
         settings.set(0, words, 0).map_err(table_error("SETTINGS"))
+    }
+}
+
+/// Processors that are online.
+fn processors() -> u64 {
+    // SAFETY: takes a number and reads no memory of ours.
+    let number = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u64::try_from(number).unwrap_or(1).max(1)
+}
+
+/// The least jump of the rough count of a process's anonymous pages when a huge page has come. Each processor adds to it once it has a batch of 32 pages, or
+/// of two for each processor if that is more (lib/percpu_counter.c, `compute_batch_value`); a huge page's 512 it adds at once, less what it still had. Where
+/// a batch alone is half as large nothing can be told, and no jump is enough.
+fn huge_jump(processors: u64) -> u64 {
+    let batch = (2 * processors).max(32);
+    if batch < 256 { 512 - batch } else { i64::MAX.cast_unsigned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_never_taken_for_a_huge_page() {
+        for processors in 1..1000 {
+            assert!(huge_jump(processors) > 2 * processors.max(16), "{processors} processors");
+        }
+        assert_eq!((huge_jump(2), huge_jump(127)), (480, 258));
+        assert_eq!(huge_jump(128), i64::MAX.cast_unsigned());
     }
 }

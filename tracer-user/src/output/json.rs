@@ -125,7 +125,11 @@ fn json_row<'a>(report: &Report<'a>, texts: &'a [String], row: &'a Row<'a>) -> J
 fn is_exact(report: &Report<'_>) -> bool {
     let recording = &report.profile.recording;
     let thinned = recording.losses.thinned > 0 && report.metric != Metric::Allocated;
-    matches!(&*recording.mode, "exact" | "growth") && !thinned
+    // What the kernel's page table has corrected is what lives in the end, of processes that could be compared.
+    let is_compared = |process: &Process| matches!(process.residence, Some(Residence::Compared { .. }));
+    let is_corrected = || report.metric == Metric::Live && report.profile.processes.iter().all(is_compared);
+    let mode_is_exact = recording.mode == "exact" || recording.mode == "growth" && is_corrected();
+    mode_is_exact && !thinned
 }
 
 fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> JsonKey<'a> {

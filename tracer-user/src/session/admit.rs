@@ -8,7 +8,6 @@ use rustc_hash::FxHashSet;
 
 use super::SessionError;
 use super::follow::Step;
-use super::preparation::come_first;
 use super::processes::Origin;
 use super::run::{Observer, Session};
 use super::target::Traced;
@@ -68,7 +67,7 @@ impl Session<'_> {
         added?;
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
-        come_first(self.processes.count_running());
+        self.keep_its_turn();
         // What it uses now is known before anybody is told that it is recorded.
         self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
     }
@@ -99,7 +98,13 @@ impl Session<'_> {
                     return Ok(());
                 }
                 Ok(target) => target,
-                Err(DiscoverError::NotPython { .. }) => return Ok(()),
+                Err(DiscoverError::NotPython { .. }) => {
+                    // While a loader may be at work nothing is sure.
+                    if !matches!(origin, Origin::Found { is_early: true, .. }) {
+                        self.follower.is_other(pid);
+                    }
+                    return Ok(());
+                }
                 // It is ending, or becoming another program: its files are gone from under it.
                 Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Found { is_early: true, .. }) => {
                     return Ok(());

@@ -208,6 +208,13 @@ impl Follower {
         self.missed += u64::from(was_python);
     }
 
+    /// It is no Python, whatever its name says.
+    pub fn is_other(&mut self, pid: u32) {
+        if let Some(pending) = self.pending.get_mut(&pid) {
+            pending.is_named_python = false;
+        }
+    }
+
     /// Programs that were Python by their name, and ended before they were recorded.
     pub fn missed(&self) -> u64 {
         self.missed

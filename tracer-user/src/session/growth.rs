@@ -74,10 +74,15 @@ pub fn reckon(
         Ok(now) => now,
         Err(error) => return Ok(uncompared(reason(&error))),
     };
-    let stacks = read_totals(kernel, slot)?.live_bytes;
+    let totals = read_totals(kernel, slot)?;
+    let (stacks, is_estimate) = (totals.live_bytes, totals.thinned + totals.live_table_full > 0);
     let sorted = sort_pages(kernel, slot, &pages, pages_before)?;
     let kept = pages.common_pages(pages_before).saturating_sub(sorted.owned_before);
-    let unseen = pages.pages().saturating_sub(kept).saturating_sub(sorted.owned);
+    // Pages without an entry are unseen only where each that was seen has one: what an estimate is off by is nobody's memory.
+    let unseen = match is_estimate {
+        true => 0,
+        false => pages.pages().saturating_sub(kept).saturating_sub(sorted.owned),
+    };
     let amount = |count: u64| Amount { bytes: count * PAGE, count };
     let gone: FxHashMap<u32, Amount> =
         sorted.gone.iter().map(|(account, pages)| (*account, amount(*pages))).collect();

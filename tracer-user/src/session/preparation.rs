@@ -47,7 +47,18 @@ const MANY: usize = 16;
 
 /// Asks for a processor before others. After a command has been started, which must not inherit it; and without the right to, things are as they were.
 pub(super) fn come_first(processes: usize) {
-    let _ = rustix::process::setpriority_process(None, if processes < MANY { NICE } else { NICE_WITH_MANY });
+    let _ = rustix::process::setpriority_process(None, nice(processes));
+}
+
+/// Asks anew when the number of processes has changed so much that it matters; who has set our priority otherwise has their way until then.
+pub(super) fn follow_number(before: usize, processes: usize) {
+    if nice(before) != nice(processes) {
+        come_first(processes);
+    }
+}
+
+const fn nice(processes: usize) -> i32 {
+    if processes < MANY { NICE } else { NICE_WITH_MANY }
 }
 
 /// Asks for more files than most may have open: each process takes about six.

@@ -68,6 +68,8 @@ pub struct Recorder {
     gone_pages: FxHashMap<u32, Amount>,
     /// Growth mode: pages without a stack.
     unseen_pages: Vec<Sample>,
+    /// Growth mode: pages are counted, and no blocks.
+    counts_pages: bool,
 }
 
 impl Recorder {
@@ -91,12 +93,14 @@ impl Recorder {
             unknown_records: 0,
             gone_pages: FxHashMap::default(),
             unseen_pages: Vec::new(),
+            counts_pages: false,
         }
     }
 
     /// Adds a process; before its first record arrives.
     pub fn add_process(&mut self, traced: &Traced, followed: Option<Followed>) {
         let index = ProcessIndex(self.processes.len() as u32);
+        self.counts_pages |= traced.beginning.is_some();
         self.resolver.add_process(index, *traced.layout());
         let process = Process {
             pid: traced.target.pid,
@@ -386,12 +390,15 @@ impl Recorder {
             stack = std::iter::once(self.resolver.marker(text)).collect();
         }
         let thread = self.threads.get(&row.account).copied().unwrap_or(row.thread);
+        // The kernel half makes a process's own account before it knows what it is for.
+        let is_own = row.account < PROCESSES;
+        let domain = if is_own && self.counts_pages { Domain::Resident } else { row.domain };
         let mut values = row.values;
         if let Some(gone) = self.gone_pages.remove(&row.account) {
             values.live.bytes = values.live.bytes.saturating_sub(gone.bytes);
             values.live.count = values.live.count.saturating_sub(gone.count);
         }
-        Some(Sample { process, thread, domain: row.domain, stack, values })
+        Some(Sample { process, thread, domain, stack, values })
     }
 }
 

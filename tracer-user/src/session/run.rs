@@ -10,7 +10,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::command::{Change, Child};
 use super::find::Finder;
 use super::follow::{Follower, Wanted, leave_out_the_dead};
-use super::preparation::{best_mechanism, check_kernel, come_first, open_many_files, own_cpu_percent};
+use super::preparation::{
+    best_mechanism, check_kernel, come_first, follow_number, open_many_files, own_cpu_percent,
+};
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
 use super::target::KnownPlans;
@@ -63,6 +65,8 @@ pub(super) struct Session<'a> {
     pub(super) default_metric: &'static str,
     /// What is lost of whole processes.
     pub(super) losses: Losses,
+    /// Processes that ran when this was last asked.
+    number: usize,
 }
 
 impl<'a> Session<'a> {
@@ -101,6 +105,7 @@ impl<'a> Session<'a> {
             started: None,
             default_metric: "live",
             losses: Losses::default(),
+            number: 0,
         })
     }
 
@@ -309,7 +314,7 @@ impl<'a> Session<'a> {
 
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.retire_the_dead()?;
-        come_first(self.processes.count_running());
+        self.keep_its_turn();
         self.processes.tick(&mut self.kernel, &mut self.plans)?;
         self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
         let mut progress = Progress::default();
@@ -320,6 +325,12 @@ impl<'a> Session<'a> {
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         observer.progress(progress);
         Ok(())
+    }
+
+    /// Asks for a processor as the number of processes wants it.
+    pub(super) fn keep_its_turn(&mut self) {
+        let number = self.processes.count_running();
+        follow_number(std::mem::replace(&mut self.number, number), number);
     }
 
     fn last_look(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {

@@ -95,7 +95,7 @@ impl Image {
     /// Walks `memory` as the kernel half does and compares with what Python has reported.
     pub fn check(&self, memory: &impl Memory) -> Result<()> {
         let (layout, row) = self.layout()?;
-        let state = locked_thread_state(memory, &layout);
+        let state = locked_thread_state(memory, &layout, 0);
         ensure!(state.is_ok(), "no thread state: {state:?}");
         ensure!(state == thread_state(memory, &layout, 0, self.thread), "not the state of the thread");
         let foreign = thread_state(memory, &layout, 0, self.thread + 8);

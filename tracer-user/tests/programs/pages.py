@@ -186,6 +186,56 @@ def case_fork():
     return kept
 
 
+def case_populate_hint():
+    # A hint that the kernel follows takes no search for room.
+    kept = room(20 * MIB)
+    touch(kept, 20 * MIB)
+    found = room(10 * MIB, POPULATE)
+    libc.munmap(found, 10 * MIB)
+    hint = 0x300000000000
+    asked = libc.mmap(hint, 20 * MIB, 3, PRIVATE_ANONYMOUS | POPULATE, -1, 0)
+    assert asked == hint
+    libc.munmap(asked, 20 * MIB)
+    return kept
+
+
+def case_guard():
+    # MADV_GUARD_INSTALL, Linux 6.13: the pages are gone, and may not be touched. Where it is not known nothing goes.
+    kept = room(40 * MIB)
+    libc.madvise(kept, 40 * MIB, NOHUGEPAGE)
+    touch(kept, 40 * MIB)
+    if libc.madvise(kept, 20 * MIB, 102) != 0:
+        libc.madvise(kept, 20 * MIB, DONTNEED)
+    return kept
+
+
+def huge_pages(address, size, done):
+    while not done.is_set():
+        libc.memset(address, 1, size)
+        libc.madvise(address, size, DONTNEED)
+
+
+def small_pages(address, done):
+    libc.memset(address, 1, 600 * MIB)
+    done.set()
+
+
+def case_huge_and_small():
+    # Small pages come in one thread while the kernel's count jumps by huge ones of another.
+    size, done = 100 * MIB, threading.Event()
+    large = room(size + 2 * MIB) + 2 * MIB - 1 & ~(2 * MIB - 1)
+    small = room(600 * MIB)
+    libc.madvise(large, size, HUGEPAGE)
+    libc.madvise(small, 600 * MIB, NOHUGEPAGE)
+    threads = [
+        threading.Thread(target=huge_pages, args=(large, size, done)),
+        threading.Thread(target=small_pages, args=(small, done)),
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return small
+
+
 def case_numpy():
     kept = numpy.ones(8_000_000)
     dropped = numpy.arange(10_000_000.0)

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     one("growth::fork", fork),
     one("growth::a_child_that_ends", a_child_that_ends),
     one("growth::attached", attached),
+    one("growth::huge_pages_and_small_ones", huge_pages_and_small_ones),
     one("growth::in_little_room", in_little_room),
     each("growth::list", list),
     free("growth::list_without_a_lock", list),
@@ -28,7 +29,7 @@ const MIB: u64 = 1 << 20;
 const GROWTH: [&str; 2] = ["--mode", "growth"];
 
 /// Each case of `pages.py`, the function that touches most of its memory, and how much of it is left.
-const CASES: [(&str, &str, Option<u64>); 14] = [
+const CASES: [(&str, &str, Option<u64>); 16] = [
     ("list", "case_list", None),
     ("dropped_list", "case_dropped_list", None),
     ("growing_list", "case_growing_list", None),
@@ -43,6 +44,8 @@ const CASES: [(&str, &str, Option<u64>); 14] = [
     ("threads", "touch", Some(60 * MIB)),
     ("across_threads", "touch", Some(32 * MIB)),
     ("populate", "room", Some(50 * MIB)),
+    ("populate_hint", "touch", Some(20 * MIB)),
+    ("guard", "touch", Some(20 * MIB)),
 ];
 
 /// What stacks hold whose innermost function, or the one that calls it, is `function`.
@@ -63,7 +66,7 @@ fn reconciles(profile: &Profile, pid: Option<u32>) -> Result<(i128, u64)> {
     else {
         bail!("{residence:?}")
     };
-    let percent = residence.difference_percent().unwrap_or(0.0);
+    let percent = residence.difference_percent().context("nothing to compare with")?;
     ensure!(percent.abs() <= 2.0, "{percent} % off: {residence:?}");
     let allowed = stacks / 50;
     ensure!(*gone_unseen <= allowed && *come_unseen <= allowed, "corrected too much: {residence:?}");
@@ -221,6 +224,23 @@ fn in_little_room(interpreter: &Interpreter) -> Result<()> {
     let share = own as f64 / (100 * MIB) as f64;
     say(&format!("live pages of a thinned account: {share:.4} of the truth"));
     ensure!((0.93..1.07).contains(&share), "{own} is {share} of what it should be");
+    // What is allocated is never thinned, and what the estimate is off by is nobody's.
+    let allocated = held(&profile, Metric::Allocated, "touch").bytes;
+    ensure!(close(allocated, 150 * MIB), "{allocated} allocated");
+    let residence = profile.processes.first().and_then(|process| process.residence.as_ref());
+    let is_told = matches!(residence, Some(Residence::Compared { come_unseen: 0, .. }));
+    ensure!(is_told, "{residence:?}");
+    Ok(())
+}
+
+/// The kernel's count jumps for whoever asks, not only for the thread whose huge page has come.
+fn huge_pages_and_small_ones(interpreter: &Interpreter) -> Result<()> {
+    let (profile, _) = record_program(interpreter, "pages.py", &["huge_and_small"], &GROWTH)?;
+    reconciles(&profile, None)?;
+    for metric in [Metric::Allocated, Metric::Live] {
+        let found = held(&profile, metric, "small_pages").bytes;
+        ensure!(close(found, 600 * MIB), "{metric}: {found}");
+    }
     Ok(())
 }
 
