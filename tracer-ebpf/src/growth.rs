@@ -42,9 +42,45 @@ impl Default for Regions {
 
 impl Regions {
     #[inline(always)]
-    fn cell(&self, process: u32, address: u64) -> &Cell {
+    fn place(&self, process: u32, address: u64) -> Place<'_> {
         let hash = spread((address / REGION) << 10 | u64::from(process & 1023));
-        &self.0[hash as usize & (REGION_CELLS - 1)]
+        Place { cell: &self.0[hash as usize & (REGION_CELLS - 1)], tag: hash >> 32 }
+    }
+}
+
+/// The cell of a region: how many in its lower half, in the upper one whose they are, if they are one region's.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    cell: &'a Cell,
+    tag: u64,
+}
+
+impl Place<'_> {
+    const COUNT: u64 = u32::MAX as u64;
+
+    #[inline(always)]
+    fn is_empty(self) -> bool {
+        self.cell.load() & Self::COUNT == 0
+    }
+
+    /// Whether the first that came was of this region.
+    #[inline(always)]
+    fn is_own(self) -> bool {
+        let cell = self.cell.load();
+        cell & Self::COUNT != 0 && cell >> 32 == self.tag
+    }
+
+    #[inline(always)]
+    fn add_one(self) {
+        let cell = self.cell.load();
+        // Two threads at once may leave a tag that is nobody's; what is counted is right all the same.
+        let tag = if cell & Self::COUNT == 0 { self.tag.wrapping_sub(cell >> 32) << 32 } else { 0 };
+        add(self.cell, tag.wrapping_add(1));
+    }
+
+    #[inline(always)]
+    fn take_one(self) {
+        add(self.cell, u64::MAX);
     }
 }
 
@@ -159,19 +195,43 @@ impl Call {
     }
 }
 
-/// Where a page fault was, and whether the kernel met it in a system call: it is as much of a word as a page's address leaves.
+/// What was around a page when it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Around {
+    /// Nothing could be read there: if something can afterwards, a huge page has come.
+    Nothing,
+    /// Pages without an entry: of zeros, or from before the recording. Whether a huge page has taken their place only the kernel's count tells.
+    Unknown,
+    /// Pages with an entry; so no huge page comes there (`do_huge_pmd_anonymous_page` in mm/huge_memory.c).
+    Small,
+}
+
+/// Where a page fault was, and what was there before: it is as much of a word as a page's address leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault(pub u64);
 
 impl Fault {
     const IN_KERNEL: u64 = 1;
     const IS_ONE: u64 = 2;
+    const AROUND: u64 = 4;
 
-    /// At this address.
+    /// At this address, met by a system call or not.
     #[inline(always)]
     #[must_use]
-    pub const fn new(address: u64, in_kernel: bool) -> Self {
-        Self(address & !(PAGE - 1) | Self::IS_ONE | if in_kernel { Self::IN_KERNEL } else { 0 })
+    pub const fn new(address: u64, in_kernel: bool, around: Around) -> Self {
+        let around = around as u64 * Self::AROUND;
+        Self(address & !(PAGE - 1) | Self::IS_ONE | around | if in_kernel { Self::IN_KERNEL } else { 0 })
+    }
+
+    /// What was around it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn around(self) -> Around {
+        match (self.0 / Self::AROUND) & 3 {
+            0 => Around::Nothing,
+            1 => Around::Unknown,
+            _ => Around::Small,
+        }
     }
 
     /// The page, if it is the fault that this thread is in: one of its own code, or one of the system call that runs.
@@ -187,6 +247,14 @@ impl Fault {
     }
 }
 
+/// Addresses that are read to know whether anything is around a page: others of its region, so far away that no thread touches both at the same moment as
+/// this one its own.
+#[inline(always)]
+#[must_use]
+pub const fn witnesses(page: u64) -> [u64; 2] {
+    [page ^ (REGION / 2), page ^ (REGION / 4 + 3 * PAGE)]
+}
+
 /// One process's pages.
 #[derive(Debug)]
 pub struct Pages<'a, T> {
@@ -197,16 +265,20 @@ pub struct Pages<'a, T> {
 }
 
 impl<T: Tables> Pages<'_, T> {
-    /// Whether no page around `page` has an entry: none of its region, or, where that is not known because another region shares its cell, none of those that
-    /// a program that goes through its memory touches before it.
+    /// Whether a page of the region of `page` is known to have an entry: all of them are not looked up, but those are that a program touches
+    /// before it which goes through its memory up or down.
     #[inline(always)]
     #[must_use]
-    pub fn has_none_around(&self, page: u64) -> bool {
-        if self.regions.cell(self.books.slot, page).load() == 0 {
-            return true;
+    pub fn has_some_around(&self, page: u64) -> bool {
+        let place = self.regions.place(self.books.slot, page);
+        if place.is_empty() || place.is_own() {
+            return !place.is_empty();
         }
-        let around = [page.wrapping_sub(PAGE), page.wrapping_add(PAGE), page & !(REGION - 1)];
-        !around.iter().any(|page| self.books.has(*page))
+        // Another region may share its cell.
+        let (first, last) = (page & !(REGION - 1), page | (REGION - PAGE));
+        let before = if page == first { last } else { page.wrapping_sub(PAGE) };
+        let after = if page == last { first } else { page.wrapping_add(PAGE) };
+        self.books.has(before) || self.books.has(after) || self.books.has(first)
     }
 
     /// The page at `address` has become resident.
@@ -215,7 +287,7 @@ impl<T: Tables> Pages<'_, T> {
         let page = address & !(PAGE - 1);
         add(&self.books.totals.mallocs, 1);
         if self.books.allocated(account, None, page, PAGE, domain::RESIDENT) {
-            add(self.regions.cell(self.books.slot, page), 1);
+            self.regions.place(self.books.slot, page).add_one();
         }
     }
 
@@ -225,7 +297,7 @@ impl<T: Tables> Pages<'_, T> {
         let is_known = self.books.freed(page) == Freed::Known;
         if is_known {
             add(&self.books.totals.frees, 1);
-            add(self.regions.cell(self.books.slot, page), u64::MAX);
+            self.regions.place(self.books.slot, page).take_one();
         }
         is_known
     }
@@ -234,12 +306,12 @@ impl<T: Tables> Pages<'_, T> {
     #[inline(always)]
     pub fn moved(&self, from: u64, to: u64) {
         let Some((_, entry)) = self.books.take(from) else { return };
-        add(self.regions.cell(self.books.slot, from), u64::MAX);
+        self.regions.place(self.books.slot, from).take_one();
         let Some(key) = crate::live::Key::new(self.books.slot, to) else { return };
         // Nothing can be there but what was missed.
         self.released(to);
         if self.books.put_back(key, entry) {
-            add(self.regions.cell(self.books.slot, to), 1);
+            self.regions.place(self.books.slot, to).add_one();
         }
     }
 
@@ -264,7 +336,7 @@ impl<T: Tables> Pages<'_, T> {
     pub fn release_step(&self, thread: &Thread) -> bool {
         let at = thread.span_cursor.load();
         let next_region = (at & !(REGION - 1)).wrapping_add(REGION);
-        let is_empty = self.regions.cell(self.books.slot, at).load() == 0;
+        let is_empty = self.regions.place(self.books.slot, at).is_empty();
         if !is_empty && self.released(at) {
             thread.span_found.store(1);
         }

@@ -15,7 +15,10 @@ use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::{ProbeContext, RawTracePointContext};
 use tracer_ebpf::abi::{PROCESSES, domain, end};
 use tracer_ebpf::account::AccountId;
-use tracer_ebpf::growth::{Call, Fault, HUGE_PAGES, MOST_MOVED, PAGE, Pages, REGION, STEPS};
+use tracer_ebpf::growth::{
+    Around, Call, Fault, HUGE_PAGES, MOST_MOVED, PAGE, Pages, REGION, STEPS, witnesses,
+};
+use tracer_ebpf::memory::Memory as _;
 use tracer_ebpf::tables::{Tables as _, Thread};
 use tracer_ebpf::threads::{RUNS, Searched, newest, search_from};
 use tracer_ebpf::walk::{Start, innermost};
@@ -34,6 +37,8 @@ use super::task::{Task, word_at};
 const ANONYMOUS: u32 = 1;
 /// In a thread's `span_found`: its span is room that its `mmap` fills. Releases write 0 and 1.
 const ROOM_TO_FILL: u64 = 2;
+/// In a thread's `span_found`: pages are being read to see whether they are there.
+const LOOKING: u64 = 3;
 /// Addresses of the kernel begin here or later.
 const KERNEL: u64 = 1 << 63;
 
@@ -90,34 +95,55 @@ fn rough_count(event: &Event, memory: u64) -> u64 {
 /// `page_fault_user(address, registers, error)`.
 #[raw_tracepoint(tracepoint = "page_fault_user")]
 pub fn resident_fault(context: RawTracePointContext) -> i32 {
-    let address = context.arg::<u64>(0);
-    let Some(event) = Event::running() else { return 0 };
-    if address >= KERNEL {
-        go_to(&context, NOWHERE);
-        return 0;
-    }
-    note_fault(&event, Fault::new(address, false));
+    fault(&context, false);
     0
 }
 
 /// `page_fault_kernel` with the same: a system call has met memory that was never touched.
 #[raw_tracepoint(tracepoint = "page_fault_kernel")]
 pub fn resident_kernel_fault(context: RawTracePointContext) -> i32 {
-    let address = context.arg::<u64>(0);
-    let Some(event) = Event::running() else { return 0 };
-    if address >= KERNEL {
-        go_to(&context, NOWHERE);
-        return 0;
-    }
-    note_fault(&event, Fault::new(address, true));
+    fault(&context, true);
     0
 }
 
 #[inline(always)]
-fn note_fault(event: &Event, fault: Fault) {
+fn fault(context: &RawTracePointContext, in_kernel: bool) {
+    let address = context.arg::<u64>(0);
+    let Some(event) = Event::running() else { return };
+    if address >= KERNEL {
+        go_to(context, NOWHERE);
+        return;
+    }
     let Some(thread) = event.thread() else { return };
-    thread.fault_address.store(fault.0);
-    thread.fault_pages.store(rough_count(event, Task::current().memory(event.settings)));
+    // A read of ours that fails is a fault of the kernel's, and comes here while another one is being looked at.
+    if thread.span_found.load() == LOOKING {
+        return;
+    }
+    let around = around(&event, thread, address);
+    thread.fault_address.store(Fault::new(address, in_kernel, around).0);
+    thread.fault_pages.store(rough_count(&event, Task::current().memory(event.settings)));
+}
+
+/// What is around a page that comes.
+#[inline(always)]
+fn around(event: &Event, thread: &Thread, address: u64) -> Around {
+    let page = address & !(PAGE - 1);
+    if pages(event).is_none_or(|pages| pages.has_some_around(page)) {
+        return Around::Small;
+    }
+    if are_there(thread, page) == 0 { Around::Nothing } else { Around::Unknown }
+}
+
+/// How many of the pages can be read that are looked at around a page.
+#[inline(always)]
+fn are_there(thread: &Thread, page: u64) -> u32 {
+    let found = thread.span_found.load();
+    thread.span_found.store(LOOKING);
+    let [one, other] = witnesses(page);
+    let there =
+        u32::from(UserMemory.read_word(one).is_some()) + u32::from(UserMemory.read_word(other).is_some());
+    thread.span_found.store(found);
+    there
 }
 
 /// `rss_stat(memory, member)`: after the count has changed.
@@ -158,8 +184,12 @@ pub fn resident_change(context: RawTracePointContext) -> i32 {
         thread.fault_pages.store(count);
         thread.booked_block.store(page);
     } else if let Some(page) = fault.page(call) {
-        // Other threads make the count jump, too; but a huge page comes where the region has none yet (`do_huge_pmd_anonymous_page` in mm/huge_memory.c).
-        let is_huge = is_jump && pages(&event).is_some_and(|pages| pages.has_none_around(page));
+        // Other threads make the count jump, too: what can be read now that could not be before is better evidence.
+        let is_huge = match fault.around() {
+            Around::Nothing => are_there(thread, page) == 2,
+            Around::Unknown => is_jump,
+            Around::Small => false,
+        };
         thread.booked_block.store(if is_huge { page & !(REGION - 1) } else { page });
         thread.booked_size.store(if is_huge { HUGE_PAGES } else { 1 });
     } else {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tracer_ebpf::abi::domain;
-use tracer_ebpf::growth::{Call, Fault, HUGE_PAGES, PAGE, Pages, REGION, Regions, STEPS, Span, X86_64};
+use tracer_ebpf::growth::{
+    Around, Call, Fault, HUGE_PAGES, PAGE, Pages, REGION, Regions, STEPS, Span, X86_64, witnesses,
+};
 use tracer_ebpf::tables::Thread;
 
 use crate::host::{Host, SLOTS, Sizes};
@@ -244,10 +246,41 @@ fn where_room_is() {
 #[test]
 fn a_fault_is_of_what_runs_now() {
     let (own, in_call) = (call(-1, 0, 0, 0, 0), call(0, 3, 0, 0, 0));
-    assert_eq!(Fault::new(0x1234, false).page(own), Some(0x1000));
-    assert_eq!(Fault::new(0x1234, true).page(in_call), Some(0x1000));
+    let fault = |in_kernel| Fault::new(0x1234, in_kernel, Around::Unknown);
+    assert_eq!(fault(false).page(own), Some(0x1000));
+    assert_eq!(fault(true).page(in_call), Some(0x1000));
     // One that brought no page of the process's own is followed by a call that fills memory without faults.
-    assert_eq!(Fault::new(0x1234, false).page(in_call), None);
-    assert_eq!(Fault::new(0x1234, true).page(own), None);
+    assert_eq!(fault(false).page(in_call), None);
+    assert_eq!(fault(true).page(own), None);
     assert_eq!(Fault(0).page(own), None);
+    for around in [Around::Nothing, Around::Unknown, Around::Small] {
+        assert_eq!(Fault::new(0xffff, true, around).around(), around);
+    }
+}
+
+/// A region that shares its cell with others is not taken for theirs, whoever came first.
+#[test]
+fn what_is_around_a_page_is_of_its_region() {
+    let mut both = Both::new();
+    // More regions than there are cells: most share one.
+    let region = |number: u64| BASE + 2 * number * REGION;
+    for number in 0..17_000 {
+        both.touch(0, region(number), 1);
+    }
+    let some = |both: &Both, page| both.pages(0).has_some_around(page);
+    for number in 0..17_000 {
+        assert!(some(&both, region(number) + PAGE) && some(&both, region(number) + 200 * PAGE));
+    }
+    let wrong = (0..17_000).filter(|number| some(&both, region(*number) + REGION)).count();
+    assert_eq!(wrong, 0, "of 17,000 empty regions");
+}
+
+#[test]
+fn witnesses_are_other_pages_of_the_region() {
+    for page in (0..REGION).step_by(PAGE as usize).map(|offset| BASE + offset) {
+        let [one, other] = witnesses(page);
+        assert!(one != other && one != page && other != page);
+        assert!(one / REGION == page / REGION && other / REGION == page / REGION);
+        assert!(one % PAGE == 0 && other % PAGE == 0);
+    }
 }

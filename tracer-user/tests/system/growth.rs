@@ -161,7 +161,6 @@ fn fork(interpreter: &Interpreter) -> Result<()> {
     Ok(())
 }
 
-/// What was there before is no growth, and is not missed when it goes.
 /// It has given all back; what it had can be compared with nothing any more.
 fn a_child_that_ends(interpreter: &Interpreter) -> Result<()> {
     const TEXT: &str = "
@@ -194,6 +193,7 @@ kept = bytearray(b'x' * (20 << 20))
     reconciles(&profile, parent).map(drop)
 }
 
+/// What was there before is no growth, and is not missed when it goes.
 fn attached(interpreter: &Interpreter) -> Result<()> {
     let folder = folder()?;
     let output = folder.path().join("x.pb.gz");
