@@ -5,11 +5,13 @@
 
 pub mod counts;
 mod other_kernels;
+mod reports;
 
 use crate::command::Invocation;
 use crate::{build_ebpf, compatibility, setup, tidy, workspace};
 use anyhow::{Context as _, Result, ensure};
 use counts::Counts;
+use reports::Reports;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -39,8 +41,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     counts.check("tidy", tidy::run());
     counts.check("table of what works where", compatibility::check());
     counts.check("fresh eBPF objects", build_ebpf::check());
-    counts.add(tests(&root, args.unprivileged)?);
+    let mut reports = Reports::default();
+    counts.add(tests(&root, args.unprivileged, &mut reports)?);
     counts.add(other_kernels::run(args.no_vm));
+    reports.lines().for_each(|line| println!("{line}"));
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -59,7 +63,7 @@ fn cargo(root: &Path, line: &str) -> Result<()> {
 }
 
 /// Run the tests of all packages, show what they print as it comes, and count.
-fn tests(root: &Path, unprivileged: bool) -> Result<Counts> {
+fn tests(root: &Path, unprivileged: bool, reports: &mut Reports) -> Result<Counts> {
     let mut command = invocation(root, TESTS).to_command();
     if unprivileged {
         command.env(UNPRIVILEGED, "1");
@@ -72,6 +76,7 @@ fn tests(root: &Path, unprivileged: bool) -> Result<Counts> {
         let text = String::from_utf8_lossy(&text);
         println!("{text}");
         counts.read_line(&text);
+        reports.read_line(&text);
     }
     let success = child.wait().context("failed to wait for cargo")?.success();
     if !success && counts.failed == 0 {
