@@ -2,11 +2,13 @@
 //!
 //! The census knows exactly how many blocks of a class live, the survivors estimate it. Far more survivors than blocks means
 //! that freed blocks are taken for live ones; far fewer, that a burst fell between windows. Then nothing of that class can be
-//! relied on. Close to one the ratio is chance, and takes noise away. Between them lies no tuning: 0.7 and 1.3 are from the
-//! simulation that this follows. It must not know stacks.
+//! relied on. Close to one the ratio is chance, and takes noise away. 0.7 and 1.3 are proposed by the simulation that this
+//! follows; where few windows decide, chance alone goes further, and that is no alarm. It must not know stacks.
 
 use super::interval::FEWEST_EFFECTIVE_WINDOWS;
 
+/// Standard deviations that chance is given.
+const CHANCE: f64 = 1.96;
 /// Survivors over census within which the ratio corrects.
 const RELIABLE: std::ops::RangeInclusive<f64> = 0.7..=1.3;
 
@@ -24,7 +26,7 @@ pub struct ClassSurvivors {
 pub enum Verdict {
     /// To be multiplied by this. The interval's relative width stays as it was: it is what was measured.
     Correct(f64),
-    /// No census, or too few survivors to compare: to be shown as it is.
+    /// No census, or too few windows to tell chance from fault: to be shown as it is.
     Unknown,
     /// Survivors stand for this many times the blocks that live: dead blocks are taken for live ones.
     TooMany(f64),
@@ -63,6 +65,11 @@ pub fn judge(survivors: ClassSurvivors, census: Option<u64>) -> Verdict {
     if RELIABLE.contains(&ratio) {
         return Verdict::Correct(1.0 / ratio);
     }
+    // Windows are what varies; against the ratio if it is above one, so that many survivors of one window are no alarm.
+    let deviation = ratio.max(1.0) / survivors.effective.sqrt();
+    if (ratio - 1.0).abs() <= CHANCE * deviation {
+        return Verdict::Unknown;
+    }
     if ratio > 1.0 { Verdict::TooMany(ratio) } else { Verdict::TooFew(ratio) }
 }
 
@@ -72,10 +79,12 @@ mod tests {
 
     #[test]
     fn the_census_corrects_warns_or_says_nothing() {
-        let survivors = |blocks| ClassSurvivors { blocks, effective: 10.0 };
+        let survivors = |blocks| ClassSurvivors { blocks, effective: 100.0 };
         assert_eq!(judge(survivors(800.0), Some(1000)), Verdict::Correct(1.25));
         assert_eq!(judge(survivors(1500.0), Some(1000)), Verdict::TooMany(1.5));
         assert_eq!(judge(survivors(500.0), Some(1000)), Verdict::TooFew(0.5));
+        assert_eq!(judge(ClassSurvivors { blocks: 1500.0, effective: 20.0 }, Some(1000)), Verdict::Unknown);
+        assert_eq!(judge(ClassSurvivors { blocks: 500.0, effective: 10.0 }, Some(1000)), Verdict::Unknown);
         assert_eq!(judge(survivors(500.0), None), Verdict::Unknown);
         assert_eq!(judge(survivors(500.0), Some(0)), Verdict::Unknown);
         assert_eq!(judge(ClassSurvivors { blocks: 500.0, effective: 2.0 }, Some(1000)), Verdict::Unknown);

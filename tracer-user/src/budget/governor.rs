@@ -422,7 +422,12 @@ impl Governor {
 
     /// Nothing is armed: is it time for a window?
     fn next_window(&mut self, seen: &Seen<'_>) -> Action {
-        if self.fitting >= self.fitting_needed && self.ledger.available() > 2.0 * self.disarming(seen) {
+        let disarming = self.disarming(seen);
+        // Arming everything must be earned first, if ten seconds can earn it at all.
+        if self.fitting >= self.fitting_needed && self.ledger.earned() > 3.0 * disarming {
+            if self.ledger.available() <= 2.0 * disarming {
+                return Action::Rest { look_again: seconds(LOOK_RESTING), why: Resting::Saving };
+            }
             self.state = State::Armed(0.0);
             return self.stay_armed(seen, 0.0);
         }

@@ -17,6 +17,11 @@ const FREES: f64 = 0.5;
 const FEWEST_POINTS: f64 = 1.0 / 8.0;
 /// Share of what is earned that windows are planned to cost: the rest is for windows that cost more than planned.
 const PLANNED: f64 = 0.92;
+/// Period in seconds above which fewer points are armed: 40 windows a minute say more of the stacks of hot points than 17, and
+/// cold points have little to say.
+const WANTED_PERIOD: f64 = 1.5;
+/// Halvings of the optional points until then.
+const HALVINGS: u32 = 3;
 /// Longest period in seconds: a target that wakes up is looked at within this time.
 pub const LONGEST_PERIOD: f64 = 5.0;
 
@@ -82,15 +87,28 @@ pub struct TooDear {
 /// # Errors
 /// If not even one with the fewest points fits.
 pub fn plan(outlook: &Outlook<'_>) -> Result<Shape, TooDear> {
-    let [ordinary, dear, dearest] = SHARES;
-    fit(outlook, ordinary).or_else(|_| fit(outlook, dear)).or_else(|_| fit(outlook, dearest))
+    let mut shape = within(outlook, outlook.points.optional)?;
+    for halvings in 1..=HALVINGS {
+        if shape.period <= WANTED_PERIOD {
+            break;
+        }
+        shape = within(outlook, outlook.points.optional >> halvings)?;
+    }
+    Ok(shape)
 }
 
-fn fit(outlook: &Outlook<'_>, (largest, share): (f64, f64)) -> Result<Shape, TooDear> {
+/// With at most so many optional points.
+fn within(outlook: &Outlook<'_>, optional: u32) -> Result<Shape, TooDear> {
+    let [ordinary, dear, dearest] = SHARES.map(|share| fit(outlook, share, optional));
+    ordinary.or(dear).or(dearest)
+}
+
+fn fit(outlook: &Outlook<'_>, (largest, share): (f64, f64), at_most: u32) -> Result<Shape, TooDear> {
     let most = outlook.earned * largest;
     let for_arming = most * share - outlook.overshoot;
     let affordable = outlook.cycle.points(for_arming / outlook.margin);
     let (optional, processes) = spread(outlook, affordable);
+    let optional = optional.min(at_most);
     let armed = f64::from(processes) * f64::from(outlook.points.always + optional);
     let arming = outlook.cycle.seconds(armed) * outlook.margin;
     if arming > for_arming {
@@ -152,7 +170,9 @@ mod tests {
         assert!(shape.arming + shape.traps <= shape.most + 1e-12, "{shape:?}");
         let rate = (shape.arming + shape.traps) / shape.period;
         assert!((rate - 0.0092).abs() < 1e-9, "{shape:?}");
-        assert!(shape.period < 4.0 && shape.length >= 0.005, "{shape:?}");
+        assert!(shape.period < 2.5 && shape.length >= 0.005, "{shape:?}");
+        let rich = plan(&Outlook { earned: 0.4, earning: 0.04, ..outlook(&cycle) }).unwrap();
+        assert!(rich.optional > shape.optional && rich.period <= 1.5, "{rich:?}");
     }
 
     #[test]
@@ -163,7 +183,7 @@ mod tests {
         let many = Outlook { processes: 100, earned: 0.2, ..outlook(&cycle) };
         let shape = plan(&many).unwrap();
         assert!((2..20).contains(&shape.processes), "{shape:?}");
-        assert_eq!(shape.optional, 22);
+        assert_eq!(shape.optional, 21);
         let refused = plan(&Outlook { earned: 1e-3, ..outlook(&cycle) }).unwrap_err();
         assert!(refused.needed > refused.allowed);
     }

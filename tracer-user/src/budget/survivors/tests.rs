@@ -170,7 +170,7 @@ fn the_census_raises_the_alarm_where_words_notice_nothing() {
             "{noticed} noticed: {alarms} alarms of {DESIGNS}; requests over truth {:.1}",
             judged.by_source["requests"]
         );
-        assert!(if alarm { alarms >= 22 } else { alarms <= 8 }, "{alarms}");
+        assert!(if alarm { alarms >= 22 } else { alarms <= 2 }, "{alarms}");
     }
 }
 
