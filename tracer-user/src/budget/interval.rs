@@ -211,6 +211,15 @@ mod tests {
         close(likelihood(f64::NAN, 3.0), 0.5);
     }
 
+    #[test]
+    fn a_known_factor_scales_value_and_interval_alike() {
+        let known = Estimate::Known { value: 10.0, interval: Interval { low: 8.0, high: 14.0 } }.scaled(0.5);
+        assert_eq!(known, Estimate::Known { value: 5.0, interval: Interval { low: 4.0, high: 7.0 } });
+        assert!((known.interval().unwrap().half_width() - 1.5).abs() < 1e-12);
+        let few = Estimate::TooFewWindows { value: 10.0, effective: 2.0 }.scaled(2.0);
+        assert_eq!((few.value(), few.interval()), (20.0, None));
+    }
+
     proptest! {
         #[test]
         fn every_interval_holds_its_value(

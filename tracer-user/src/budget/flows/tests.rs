@@ -18,6 +18,8 @@ const TRAP: f64 = 1e-6;
 struct Trace {
     /// Blocks that each stack allocates in each bin.
     stacks: Vec<Vec<f64>>,
+    /// Bytes of a block of each stack.
+    bytes: Vec<f64>,
     /// Share of each bin in which it runs.
     runs: Vec<f64>,
 }
@@ -62,7 +64,8 @@ fn trace(seconds: f64) -> Trace {
     });
     // Requests: now it works, now it waits.
     let runs = (0..bins).map(|bin| if (bin as f64 * BIN) % 0.03 < 0.02 { 1.0 } else { 0.2 });
-    Trace { stacks: stacks.collect(), runs: runs.collect() }
+    let bytes = patterns.iter().map(|(_, bytes, _)| *bytes).collect();
+    Trace { stacks: stacks.collect(), bytes, runs: runs.collect() }
 }
 
 /// One window from a bin on, `length` seconds long or until `limit` traps.
@@ -89,9 +92,8 @@ fn window(
         bin += 1;
     }
     let [represents, armed, cpu, spent] = [represents, armed, cpu, progress].map(Duration::from_secs_f64);
-    let patterns = patterns();
     let rows = taken.iter().enumerate().filter(|(_, count)| **count > 0.0).map(|(stack, &count)| {
-        (stack, Taken { bytes: count * patterns[stack].1, count, ..Taken::default() })
+        (stack, Taken { bytes: count * trace.bytes[stack], count, ..Taken::default() })
     });
     (Span { represents, armed, cpu, progress: spent }, progress, rows.collect())
 }
@@ -139,12 +141,15 @@ fn intervals_hold_the_truth_and_estimates_have_no_bias() {
         let designs = 300;
         let (mut known, mut held) = (0.0, 0.0);
         println!("window of {length} s every {period} s, at most {limit} traps");
+        let all = |weighing| -> Vec<_> {
+            (0..designs).map(|seed| record(&trace, period, length, limit, weighing, seed)).collect()
+        };
+        let (weighed, unweighed) = (all(Weighing::Natural), all(Weighing::None));
         for (stack, (name, bytes, _)) in patterns.iter().enumerate() {
             let truth = trace.stacks[stack].iter().sum::<f64>() * bytes;
             let (mut sum, mut squares, mut shown, mut covered, mut width, mut naive) =
                 (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
-            for seed in 0..designs {
-                let flows = record(&trace, period, length, limit, Weighing::Natural, seed);
+            for (flows, unweighed) in weighed.iter().zip(&unweighed) {
                 // A stack that no window saw is estimated at nothing, which is an error too.
                 let flow = flows.stack(stack).map(|flow| flow.bytes);
                 let error = flow.map_or(0.0, Estimate::value) / truth - 1.0;
@@ -155,8 +160,7 @@ fn intervals_hold_the_truth_and_estimates_have_no_bias() {
                     covered += f64::from(u8::from(interval.holds(truth)));
                     width += interval.half_width() / truth;
                 }
-                let flows = record(&trace, period, length, limit, Weighing::None, seed);
-                naive += flows.stack(stack).map_or(-1.0, |flow| flow.bytes.value() / truth - 1.0);
+                naive += unweighed.stack(stack).map_or(-1.0, |flow| flow.bytes.value() / truth - 1.0);
             }
             let count = designs as f64;
             let (bias, error) = (sum / count, (squares / count).sqrt());
@@ -184,7 +188,7 @@ fn intervals_hold_the_truth_and_estimates_have_no_bias() {
 fn totals_are_right_on_loops_that_do_nothing_else() {
     // A loop that only allocates, 15 million blocks a second: twentyfold slower in windows.
     let bins = (60.0 / BIN) as usize;
-    let trace = Trace { stacks: vec![vec![15e6 * BIN; bins]], runs: vec![1.0; bins] };
+    let trace = Trace { stacks: vec![vec![15e6 * BIN; bins]], bytes: vec![64.0], runs: vec![1.0; bins] };
     let flows = record(&trace, 3.0, 0.02, f64::INFINITY, Weighing::Natural, 1);
     let total = flows.total();
     assert!((total.count.value() / (15e6 * 60.0) - 1.0).abs() < 0.01, "{total:?}");
