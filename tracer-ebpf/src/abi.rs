@@ -14,11 +14,9 @@ pub const THREAD_BUCKETS: u32 = 1024;
 /// `szidx` in `struct pool_header` (Objects/obmalloc.c, the same in 3.8 to 3.15).
 pub const POOL_SIZE_INDEX: u64 = 36;
 
-/// `xblock_size` in `struct mi_page_s` (Include/internal/mimalloc/mimalloc/types.h, the same in 3.13 and 3.14): bytes of each block.
-pub const PAGE_BLOCK_SIZE: u64 = 28;
-/// `slice_count` in it: the page's slices.
+/// `slice_count` in `struct mi_page_s` (Include/internal/mimalloc/mimalloc/types.h, all versions): the page's slices.
 pub const PAGE_SLICE_COUNT: u64 = 0;
-/// From here on `xblock_size` says only that the block is larger (`MI_HUGE_BLOCK_SIZE`).
+/// From here on a block size of 32 bits says only that the block is larger (`MI_HUGE_BLOCK_SIZE`).
 pub const LARGEST_PAGE_BLOCK: u64 = 2 << 30;
 /// `MI_SEGMENT_SLICE_SIZE`, as a power of two.
 pub const PAGE_SLICE_SHIFT: u32 = 16;
@@ -56,12 +54,14 @@ pub mod function {
     pub const PVALLOC: u8 = 9;
 }
 
-/// Which allocator: bit 32 of an account's owner.
+/// Which allocator: bits 32 and 33 of an account's owner.
 pub mod domain {
     /// CPython's small-object allocator.
     pub const PYMALLOC: u8 = 0;
     /// The C library's malloc family.
     pub const MALLOC: u8 = 1;
+    /// None: pages of resident anonymous memory.
+    pub const RESIDENT: u8 = 2;
 }
 
 /// What the kernel hands to a program with each hit of a probe point.
@@ -79,6 +79,26 @@ impl Cookie {
                 | (pool as u64) << 24
                 | (process as u64) << 32,
         )
+    }
+
+    /// With where a page has the size of its blocks: `offset` bytes from its start, in 64 bits or in 32.
+    #[must_use]
+    pub const fn with_block_size(self, offset: u8, is_word: bool) -> Self {
+        Self(self.0 | (offset as u64) << 48 | (is_word as u64) << 56)
+    }
+
+    /// See [`Self::with_block_size`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn block_size_offset(self) -> u64 {
+        (self.0 >> 48) & 0xff
+    }
+
+    /// See [`Self::with_block_size`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn block_size_is_word(self) -> bool {
+        self.0 >> 56 & 1 != 0
     }
 
     /// See [`kind`].
@@ -135,6 +155,8 @@ pub struct Layout {
     /// Mask of the last of the four words from `code_file` on, which are name, file, qualified name and line table: 0 where
     /// it is something else (3.10 and before).
     pub code_last_constant: u64,
+    /// Address of the pointer to the main interpreter's state (`_PyRuntime.interpreters.main`); 0: not known.
+    pub main_interpreter: u64,
     /// `PyThreadState`: the frame, or the `_PyCFrame` that leads to it.
     pub thread_frame: u32,
     /// 1 where `thread_frame` is a `_PyCFrame` (3.11, 3.12).
@@ -203,8 +225,12 @@ pub struct Layout {
     pub copy_word: u32,
     /// `PyCodeObject.co_code_adaptive`: where the first copy begins. 0 where there are no others.
     pub code_start: u32,
-    /// Zero.
-    pub spare: u32,
+    /// `PyInterpreterState.threads.head` (`tstate_head`).
+    pub threads_head: u32,
+    /// `PyThreadState.next`, in all builds.
+    pub thread_list_next: u32,
+    /// The process slot, and from bit 10 on how many processes had it before: what was sent of them was not sent of this one.
+    pub owner: u32,
 }
 
 /// The first word of every record.
@@ -255,8 +281,8 @@ pub struct RawFrame {
     pub fingerprint: u32,
 }
 
-/// Frames in one record: most stacks need one or two, and the ring holds eight times as many as if each had room for all.
-pub const PART_FRAMES: usize = 16;
+/// Frames in one record: most stacks need one to three, and the ring holds ten times as many as if each had room for all.
+pub const PART_FRAMES: usize = 8;
 
 /// A part of a stack that was not seen before, of one account.
 #[repr(C)]
@@ -324,10 +350,8 @@ pub struct CodeRecord {
 
 /// Bytes of one [`LineTableRecord`].
 pub const LINE_TABLE_BYTES: usize = 1024;
-/// Records that one run of the sending program sends.
-pub const LINE_TABLE_PART: u32 = 4;
 /// Records that one line table may take: 32 KiB, which holds functions of some 8,000 lines.
-pub const LINE_TABLE_RECORDS: u32 = 8 * LINE_TABLE_PART;
+pub const LINE_TABLE_RECORDS: u32 = 32;
 
 /// A piece of a code object's line table.
 #[repr(C)]
@@ -359,8 +383,8 @@ pub struct ProcessRecord {
     pub pid: u32,
     /// Of a child: its parent.
     pub parent: u32,
-    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`).
-    pub shares_memory: u32,
+    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`). Of a new program: 1 where its name begins with `python`.
+    pub mark: u32,
     /// When, by the monotonic clock.
     pub nanoseconds: u64,
     /// Of a child: pops and pushes that its parent was seen to make until then; 0 where the parent is not recorded.

@@ -9,6 +9,7 @@ use crate::abi::{PROCESSES, domain};
 use crate::bucket;
 use crate::bucket::Candidates;
 use crate::cell::Cell;
+use crate::free;
 use crate::live::{Entry, Inserted, Key, Live};
 use crate::tables::{Account, Globals, Settings, Tables, Thread, Totals};
 
@@ -68,24 +69,35 @@ impl<T: Tables> Books<'_, T> {
 
     #[inline(always)]
     fn open_account(&self, hash: u64, at: Candidates, thread_id: u32, of: u8) -> AccountId {
-        // The place first: a number that has been taken cannot be given back.
-        if self.globals.accounts_used.load() < self.settings.accounts.load()
-            && let Some(place) = bucket::insert(self.tables.index(), at, hash, u64::from(self.slot))
+        // The place first: a number that has been taken cannot be given back here.
+        let some_left =
+            free::is_any(self.globals) || self.globals.accounts_used.load() < self.settings.accounts.load();
+        if some_left && let Some(place) = bucket::insert(self.tables.index(), at, hash, u64::from(self.slot))
         {
-            let number = self.globals.accounts_used.fetch_add(1);
-            if number < self.settings.accounts.load()
-                && let Some(account) = self.tables.account(number as u32)
+            if let Some(number) = self.free_number()
+                && let Some(account) = self.tables.account(number)
                 && let Some(value) = bucket::Buckets::bucket(self.tables.index(), place.bucket)
                     .and_then(|b| b.value(place.entry))
             {
                 account.owner.store(owner(thread_id, of, self.slot));
-                value.store(number);
-                return AccountId(number as u32);
+                account.link.store(hash);
+                value.store(u64::from(number));
+                return AccountId(number);
             }
             bucket::remove(self.tables.index(), at, place, hash);
         }
         add(&self.totals.stack_table_full, 1);
         self.own_account()
+    }
+
+    /// The number of an account that nobody has: one that was given back, or else one that was never used.
+    #[inline(always)]
+    fn free_number(&self) -> Option<u32> {
+        if let Some(number) = free::take(self.tables, self.globals) {
+            return Some(number);
+        }
+        let number = self.globals.accounts_used.fetch_add(1);
+        (number < self.settings.accounts.load()).then_some(number as u32)
     }
 
     /// The process's own account, for what has no place elsewhere.
@@ -219,5 +231,5 @@ pub fn at_peak(account: &Account, peak_at: u64) -> (u64, u64) {
 #[inline(always)]
 #[must_use]
 pub const fn owner(thread_id: u32, of: u8, slot: u32) -> u64 {
-    thread_id as u64 | (of as u64 & 1) << 32 | ((slot & (PROCESSES - 1)) as u64) << 40 | 1 << 63
+    thread_id as u64 | (of as u64 & 3) << 32 | ((slot & (PROCESSES - 1)) as u64) << 40 | 1 << 63
 }

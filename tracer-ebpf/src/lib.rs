@@ -10,6 +10,8 @@ pub mod account;
 pub mod bucket;
 pub mod calls;
 pub mod cell;
+pub mod free;
+pub mod growth;
 pub mod hash;
 pub mod live;
 pub mod memory;

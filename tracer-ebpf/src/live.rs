@@ -43,8 +43,8 @@ const LEVEL_SHIFT: u32 = SIZE_BITS + 20;
 const CODE: u64 = 1 << 62;
 /// The block is not ours to count: only its end matters.
 const WATCHED: u64 = 1 << 63;
-/// Blocks from here on are never thinned: a table full of them would be 8 GiB of memory.
-const LARGE: u64 = 4096;
+/// Blocks from here on are never thinned: a table full of them would be more than 8 GiB of memory. A page is not one.
+const LARGE: u64 = 4097;
 /// The highest level fits its four bits: one block in 32,768.
 pub const MAX_LEVEL: u32 = 15;
 
@@ -179,6 +179,13 @@ impl<T: Buckets> Live<'_, T> {
             self.globals.live_used.add(1);
         }
         placed
+    }
+
+    /// The entry of a block.
+    #[inline(always)]
+    pub fn get(&self, key: Key) -> Option<Entry> {
+        let place = bucket::find(self.buckets, self.candidates(key), key.0)?;
+        Some(Entry(self.buckets.bucket(place.bucket)?.value(place.entry)?.load()))
     }
 
     /// Takes a block out.

@@ -27,7 +27,43 @@ pub struct Account {
     pub changed: Cell,
     pub temporary_count: Cell,
     pub temporary_bytes: Cell,
-    pub spare: Cell,
+    /// Its stack's key in the index; of an account that was given back, the number of the next such one.
+    pub link: Cell,
+}
+
+impl Account {
+    /// All of it, in the order of its fields.
+    #[must_use]
+    pub fn cells(&self) -> [&Cell; size_of::<Self>() / 8] {
+        let Self {
+            owner,
+            sent,
+            allocated_count,
+            allocated_bytes,
+            live_count,
+            live_bytes,
+            peak_count,
+            peak_bytes,
+            changed,
+            temporary_count,
+            temporary_bytes,
+            link,
+        } = self;
+        [
+            owner,
+            sent,
+            allocated_count,
+            allocated_bytes,
+            live_count,
+            live_bytes,
+            peak_count,
+            peak_bytes,
+            changed,
+            temporary_count,
+            temporary_bytes,
+            link,
+        ]
+    }
 }
 
 /// Totals and losses of one process.
@@ -123,7 +159,11 @@ pub struct Thread {
     pub unsent_code: Cell,
     /// Its fingerprint.
     pub unsent_fingerprint: Cell,
-    /// Bytes of its line table that have been sent.
+    /// Where its line table lies.
+    pub line_table: Cell,
+    /// Bytes that it has.
+    pub line_table_bytes: Cell,
+    /// Bytes of it that have been sent.
     pub sent_bytes: Cell,
     /// A block that waits for the program that books it.
     pub booked_block: Cell,
@@ -142,6 +182,16 @@ pub struct Thread {
     pub walk_hash: Cell,
     /// How the walk ended.
     pub walk_end: Cell,
+    /// Its latest page fault, a `growth::Fault`; 0: what it asked for has come. These seven are of `growth.rs`.
+    pub fault_address: Cell,
+    /// The kernel's rough count of the process's anonymous pages then.
+    pub fault_pages: Cell,
+    /// The pages that its system call takes away.
+    pub span_from: Cell,
+    pub span_to: Cell,
+    pub span_cursor: Cell,
+    pub span_left: Cell,
+    pub span_found: Cell,
 }
 
 /// What userspace sets, before anything is armed or (where said) while it is. The kernel half only reads it.
@@ -174,6 +224,8 @@ pub struct Settings {
     pub own_namespace: Cell,
     /// 1: every exec of the host is told; 0: those of followed processes.
     pub all_execs: Cell,
+    /// Where `mm_struct` keeps the rough count of anonymous pages.
+    pub anonymous_pages: Cell,
 }
 
 /// Where the running kernel keeps what is read of it, in bytes from the start of the structure that the name begins with.
@@ -200,7 +252,7 @@ pub struct KernelOffsets {
 pub struct Globals {
     /// Entries in the live table.
     pub live_used: Cell,
-    /// Accounts handed out, the processes' own ones included.
+    /// Accounts that were ever handed out, the processes' own ones included.
     pub accounts_used: Cell,
     /// How often the COMMAND has been held after an exec.
     pub exec_holds: Cell,
@@ -208,6 +260,8 @@ pub struct Globals {
     pub point_holds: Cell,
     /// Forks, execs and ends of followed processes that userspace could not be told of.
     pub untold: Cell,
+    /// Accounts that were given back: see `free.rs`.
+    pub free_accounts: Cell,
 }
 
 /// All tables.

@@ -44,7 +44,33 @@ pub fn is_still_own<M: Memory>(memory: &M, layout: &Layout, state: u64, own_iden
 /// Searches the next [`STATES`] of the list from `state` on; 0: from its head.
 #[inline(always)]
 pub fn search<M: Memory>(memory: &M, layout: &Layout, from: u64, own_ident: u64) -> Searched {
-    let mut state = if from == 0 { memory.word_or_zero(layout.thread_state_pointer) } else { from };
+    let from = if from == 0 { memory.word_or_zero(layout.thread_state_pointer) } else { from };
+    search_from(memory, layout, from, layout.thread_next, own_ident)
+}
+
+/// The newest thread state of the main interpreter, with a lock or without; 0: it has not started, or the place is not known.
+#[inline(always)]
+pub fn newest<M: Memory>(memory: &M, layout: &Layout) -> u64 {
+    if layout.main_interpreter == 0 {
+        return 0;
+    }
+    let interpreter = memory.word_or_zero(layout.main_interpreter);
+    if interpreter == 0 {
+        0
+    } else {
+        memory.word_or_zero(interpreter.wrapping_add(layout.threads_head.into()))
+    }
+}
+
+/// Searches the next [`STATES`] of a list of states from `state` on.
+#[inline(always)]
+pub fn search_from<M: Memory>(
+    memory: &M,
+    layout: &Layout,
+    mut state: u64,
+    next: u32,
+    own_ident: u64,
+) -> Searched {
     for _ in 0..STATES {
         if state == 0 {
             break;
@@ -52,7 +78,7 @@ pub fn search<M: Memory>(memory: &M, layout: &Layout, from: u64, own_ident: u64)
         if is_own(memory, layout, state, own_ident) {
             return Searched { state, next: 0 };
         }
-        state = memory.word_or_zero(state.wrapping_add(u64::from(layout.thread_next)));
+        state = memory.word_or_zero(state.wrapping_add(u64::from(next)));
     }
     Searched { state: 0, next: state }
 }

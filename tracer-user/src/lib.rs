@@ -7,6 +7,7 @@ pub mod census;
 pub mod cli;
 pub mod discover;
 pub mod drain;
+pub mod identity;
 pub mod output;
 pub mod plan;
 pub mod profile;

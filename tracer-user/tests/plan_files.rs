@@ -12,7 +12,10 @@ mod inside;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alloctrace::plan::{PlanNote, plan_free_threaded, plan_interpreter};
+use alloctrace::plan::{
+    InterpreterPlan, MimallocVersion, PlanError, PlanNote, Point, PointKind, plan_free_threaded,
+    plan_interpreter, plan_with_mimalloc,
+};
 use golden::{build_id, golden, golden_path, interpreter_text, is_blessing, malloc_text};
 use libtest_mimic::{Arguments, Trial};
 
@@ -33,9 +36,12 @@ const ALLOCATORS: [(&str, &str, usize); 3] = [
     ("mimalloc-2.0.9", "libmimalloc.so.2", 56),
 ];
 
-/// Builds with a lock, and whether their mimalloc is the one that we know.
-const MIMALLOCS: [(&str, &str, bool); 3] =
-    [("trixie", "3.13", true), ("sid", "3.14", false), ("sid", "3.15", false)];
+/// Builds with a lock, and the mimalloc that they have.
+const MIMALLOCS: [(&str, &str, MimallocVersion); 3] = [
+    ("trixie", "3.13", MimallocVersion::V2_1),
+    ("sid", "3.14", MimallocVersion::V2_5),
+    ("sid", "3.15", MimallocVersion::V2_5),
+];
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -125,20 +131,29 @@ fn free_threaded(version: &'static str) -> Trial {
     .with_ignored_flag(!is_here)
 }
 
-/// Builds with a lock have a mimalloc too. That of trixie's 3.13 is the one that we know. That of sid's is 2.5, whose pages differ (docs/decisions/0014):
-/// nothing in it may be taken for a pop or a free.
-fn mimalloc_of((suite, version, is_known): (&'static str, &'static str, bool)) -> Trial {
+/// Builds with a lock have a mimalloc too, for `PYTHONMALLOC=mimalloc`: of one version, and with no place that pymalloc has as well.
+fn mimalloc_of((suite, version, mimalloc): (&'static str, &'static str, MimallocVersion)) -> Trial {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask/pythons").join(suite);
     let path = root.join(format!("usr/bin/python{version}"));
     let is_here = path.exists();
     Trial::test(format!("checks::mimalloc-{suite}-{version}"), move || {
-        let checks = plan_free_threaded(&fs::read(&path)?).map_err(|error| error.to_string())?.checks;
-        let is_right = if is_known {
-            checks.pops > 0 && checks.pushes > 0
-        } else {
-            checks.pops == 0 && checks.pushes == 0 && checks.notes == [PlanNote::NoPages]
+        let file = fs::read(&path)?;
+        let plan_by = |plan: fn(&[u8]) -> Result<InterpreterPlan, PlanError>| {
+            plan(&file).map_err(|error| error.to_string())
         };
-        if is_right { Ok(()) } else { Err(format!("{checks:?}").into()) }
+        let (pools, both) = (plan_by(plan_interpreter)?, plan_by(plan_with_mimalloc)?);
+        let (of_pools, of_pages): (Vec<Point>, Vec<Point>) =
+            both.plan.points.iter().partition(|point| pools.plan.points.contains(point));
+        let pops = of_pages.iter().filter(|point| matches!(point.kind, PointKind::PagePop { .. })).count();
+        let is_whole = of_pools == pools.plan.points && pops > 0 && pops < of_pages.len();
+        if !is_whole || both.mimalloc != Some(mimalloc) || both.checks.notes != pools.checks.notes {
+            return Err(format!("{:?}, {of_pages:?}, {:?}", both.mimalloc, both.checks).into());
+        }
+        // As a free-threaded build 2.5 would be refused, and said so.
+        let notes = plan_by(plan_free_threaded)?.checks.notes;
+        let is_known = mimalloc == MimallocVersion::V2_1;
+        let is_right = if is_known { notes.is_empty() } else { notes == [PlanNote::UntriedPages] };
+        if is_right { Ok(()) } else { Err(format!("{notes:?}").into()) }
     })
     .with_ignored_flag(!is_here)
 }

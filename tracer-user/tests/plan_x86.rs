@@ -3,7 +3,10 @@
 #[path = "plan_x86/program.rs"]
 mod program;
 
-use alloctrace::plan::{Operand, PlanNote, PointKind, Register, plan_free_threaded};
+use alloctrace::plan::{
+    InterpreterPlan, MimallocVersion, Operand, PlanError, PlanNote, PointKind, Register, plan_free_threaded,
+    plan_interpreter, plan_with_mimalloc,
+};
 use iced_x86::code_asm::*;
 use program::{Program, find, find_with};
 
@@ -370,13 +373,30 @@ fn says_that_pops_without_pushes_are_no_allocator() {
     );
 }
 
+/// A page's counter: 32 bits, or 16 if `is_half`, at this offset.
+#[derive(Debug, Clone, Copy)]
+struct Counter {
+    offset: i32,
+    is_half: bool,
+}
+
+const COUNTER_2_1: Counter = Counter { offset: 0x18, is_half: false };
+const COUNTER_2_5: Counter = Counter { offset: 0x20, is_half: true };
+/// Where `local_free` is.
+const LIST_2_1: i32 = 0x20;
+const LIST_2_5: i32 = 0x18;
+const SEGMENT_MASK: i32 = -0x200_0000;
+
 /// gcc 12 on `mi_heap_malloc`: the page is looked up, its list tested, and a block taken.
-fn page_pop(code: &mut Program, counter: i32) {
+fn page_pop(code: &mut Program, counter: Counter) {
     code.op(|a| a.mov(rax, qword_ptr(rdi + rax * 8 + 8)));
     code.op(|a| a.mov(rdx, qword_ptr(rax + 0x10)));
     code.op(|a| a.test(rdx, rdx));
     let mut slow = code.probe_label();
-    code.op(|a| a.add(dword_ptr(rax + counter), 1));
+    code.op(|a| match counter.is_half {
+        true => a.add(word_ptr(rax + counter.offset), 1),
+        false => a.add(dword_ptr(rax + counter.offset), 1),
+    });
     code.op(|a| a.mov(rcx, qword_ptr(rdx)));
     code.op(|a| a.mov(qword_ptr(rax + 0x10), rcx));
     code.op(|a| a.mov(rax, rdx));
@@ -385,8 +405,8 @@ fn page_pop(code: &mut Program, counter: i32) {
     code.op(|a| a.xor(ecx, ecx));
 }
 
-/// gcc 12 on `mi_free`, as far as it matters: `mask` of the segment, whose owner is compared, and a push of `pushed`.
-fn page_free(code: &mut Program, mask: i32, pushed: AsmRegister64) {
+/// gcc 12 on `mi_free`, as far as it matters: `mask` of the segment, whose owner is compared, and a push of `pushed` onto the list.
+fn page_free(code: &mut Program, mask: i32, pushed: AsmRegister64, list: i32, counter: Counter) {
     let mut null = code.label();
     code.op(|a| a.mov(rcx, rdi));
     code.op(|a| a.test(rdi, rdi));
@@ -405,10 +425,16 @@ fn page_free(code: &mut Program, mask: i32, pushed: AsmRegister64) {
     let mut full = code.label();
     code.op(|a| a.cmp(byte_ptr(rsi + 0xe), 0));
     code.op(|a| a.jne(full));
-    code.op(|a| a.mov(rax, qword_ptr(rsi + 0x20)));
+    code.op(|a| a.mov(rax, qword_ptr(rsi + list)));
     code.op(|a| a.mov(qword_ptr(pushed), rax));
-    code.op(|a| a.mov(qword_ptr(rsi + 0x20), pushed));
-    code.op(|a| a.sub(dword_ptr(rsi + 0x18), 1));
+    code.op(|a| a.mov(qword_ptr(rsi + list), pushed));
+    if counter.is_half {
+        code.op(|a| a.movzx(eax, word_ptr(rsi + counter.offset)));
+        code.op(|a| a.sub(eax, 1));
+        code.op(|a| a.mov(word_ptr(rsi + counter.offset), ax));
+    } else {
+        code.op(|a| a.sub(dword_ptr(rsi + counter.offset), 1));
+    }
     code.place(&mut null);
     code.op(CodeAssembler::ret);
     code.place(&mut remote);
@@ -417,57 +443,116 @@ fn page_free(code: &mut Program, mask: i32, pushed: AsmRegister64) {
     code.place(&mut full);
 }
 
-fn page_kinds(write: impl FnOnce(&mut Program)) -> Vec<PointKind> {
-    let found = find_with(plan_free_threaded, write);
+type PlanOf = fn(&[u8]) -> Result<InterpreterPlan, PlanError>;
+
+/// 2.5 has been recorded in builds with a lock only.
+fn plan_of(version: MimallocVersion) -> PlanOf {
+    match version {
+        MimallocVersion::V2_1 => plan_free_threaded,
+        MimallocVersion::V2_5 => plan_with_mimalloc,
+    }
+}
+
+fn page_kinds(plan: PlanOf, write: impl FnOnce(&mut Program)) -> Vec<PointKind> {
+    let found = find_with(plan, write);
     assert!(found.kinds().is_empty() || found.offsets() == found.probes, "on the wrong instructions");
     found.kinds()
 }
 
 #[test]
 fn finds_where_blocks_leave_pages_and_where_they_are_freed() {
-    let kinds = page_kinds(|code| {
-        page_pop(code, 0x18);
+    for (version, counter, list) in
+        [(MimallocVersion::V2_1, COUNTER_2_1, LIST_2_1), (MimallocVersion::V2_5, COUNTER_2_5, LIST_2_5)]
+    {
+        let write = |code: &mut Program| {
+            page_pop(code, counter);
+            code.op(CodeAssembler::ret);
+            page_free(code, SEGMENT_MASK, rcx, list, counter);
+        };
+        let pop = PointKind::PagePop { block: held(RDX, 0), page: RAX, version };
+        assert_eq!(page_kinds(plan_of(version), write), [pop, PointKind::Push { block: held(RCX, 0) }]);
+        assert_eq!(find_with(plan_of(version), write).plan.mimalloc, Some(version));
+    }
+}
+
+/// Nobody has recorded such an interpreter: it is refused, and the reader is told which it is.
+#[test]
+fn a_free_threaded_build_with_a_newer_mimalloc_has_no_points() {
+    let found = find_with(plan_free_threaded, |code| {
+        page_pop(code, COUNTER_2_5);
         code.op(CodeAssembler::ret);
-        page_free(code, -0x200_0000, rcx);
+        page_free(code, SEGMENT_MASK, rcx, LIST_2_5, COUNTER_2_5);
     });
-    let pop = PointKind::PagePop { block: held(RDX, 0), page: RAX };
-    assert_eq!(kinds, [pop, PointKind::Push { block: held(RCX, 0) }]);
+    assert_eq!((found.kinds(), found.plan.mimalloc), (Vec::new(), None));
+    assert_eq!(found.plan.checks.notes, [PlanNote::UntriedPages]);
+    assert!(PlanNote::UntriedPages.to_string().contains("3.14.10"));
 }
 
 /// What is no mimalloc, or half of one, has no points: each of these differs from the above in one thing.
 #[test]
 fn what_only_looks_like_pages_has_no_points() {
-    for (counter, mask, pushed) in
-        [(0x1c, -0x200_0000, rcx), (0x18, -0x10_0000, rcx), (0x18, -0x200_0000, r9)]
-    {
-        let kinds = page_kinds(|code| {
-            page_pop(code, counter);
-            code.op(CodeAssembler::ret);
-            page_free(code, mask, pushed);
-        });
-        assert_eq!(kinds, [], "counter at {counter}, mask {mask}");
+    let (free_threaded, both): (PlanOf, PlanOf) = (plan_free_threaded, plan_with_mimalloc);
+    let of_2_1 = (free_threaded, COUNTER_2_1, SEGMENT_MASK, rcx, LIST_2_1, COUNTER_2_1);
+    let of_2_5 = (both, COUNTER_2_5, SEGMENT_MASK, rcx, LIST_2_5, COUNTER_2_5);
+    let moved = |counter: Counter| Counter { offset: counter.offset + 4, ..counter };
+    let resized = |counter: Counter| Counter { is_half: !counter.is_half, ..counter };
+    let mut cases = Vec::new();
+    for (plan, pop, mask, pushed, list, free) in [of_2_1, of_2_5] {
+        cases.extend([
+            (plan, moved(pop), mask, pushed, list, free),
+            (plan, resized(pop), mask, pushed, list, free),
+            (plan, pop, -0x10_0000, pushed, list, free),
+            (plan, pop, mask, r9, list, free),
+            (plan, pop, mask, pushed, list + 8, free),
+            (plan, pop, mask, pushed, list, resized(free)),
+        ]);
     }
-    assert_eq!(page_kinds(gcc_pop), []);
-    assert_eq!(page_kinds(gcc_push), []);
+    // A pop of the one and a free of the other.
+    cases.push((free_threaded, COUNTER_2_1, SEGMENT_MASK, rcx, LIST_2_5, COUNTER_2_5));
+    cases.push((free_threaded, COUNTER_2_5, SEGMENT_MASK, rcx, LIST_2_1, COUNTER_2_1));
+    for (plan, pop, mask, pushed, list, free) in cases {
+        let kinds = page_kinds(plan, |code| {
+            page_pop(code, pop);
+            code.op(CodeAssembler::ret);
+            page_free(code, mask, pushed, list, free);
+        });
+        assert_eq!(kinds, [], "{pop:?}, mask {mask}, list at {list}, {free:?}");
+    }
+    assert_eq!(page_kinds(plan_free_threaded, gcc_pop), []);
+    assert_eq!(page_kinds(plan_free_threaded, gcc_push), []);
 }
 
-/// mimalloc 2.5 as 3.14.10 has it counts in 16 bits, elsewhere: nothing may be taken for what it is not, and the reader is told.
+/// Two versions in one file are none, as sizes would be read from the wrong place; a file with neither says so.
 #[test]
-fn pages_of_a_newer_mimalloc_have_no_points() {
+fn pages_that_contradict_each_other_are_told() {
     let found = find_with(plan_free_threaded, |code| {
-        code.op(|a| a.mov(rdx, qword_ptr(rax + 0x10)));
-        code.op(|a| a.test(rdx, rdx));
-        let mut slow = code.label();
-        code.op(|a| a.je(slow));
-        code.op(|a| a.mov(rcx, qword_ptr(rdx)));
-        code.op(|a| a.mov(qword_ptr(rax + 0x10), rcx));
-        code.op(|a| a.add(word_ptr(rax + 0x20), 1));
-        code.op(|a| a.mov(rax, rdx));
-        code.op(CodeAssembler::ret);
-        code.place(&mut slow);
-        code.op(|a| a.xor(ecx, ecx));
+        for (counter, list) in [(COUNTER_2_1, LIST_2_1), (COUNTER_2_5, LIST_2_5)] {
+            page_pop(code, counter);
+            code.op(CodeAssembler::ret);
+            page_free(code, SEGMENT_MASK, rcx, list, counter);
+            code.op(CodeAssembler::ret);
+        }
     });
-    assert_eq!(found.kinds(), []);
-    assert_eq!(found.plan.checks.notes, [PlanNote::NoPages]);
-    assert!(PlanNote::NoPages.to_string().contains("3.14.10"));
+    assert_eq!((found.kinds(), found.plan.mimalloc), (Vec::new(), None));
+    assert_eq!(found.plan.checks.notes, [PlanNote::MixedPages]);
+    let found = find_with(plan_free_threaded, gcc_pop);
+    assert_eq!((found.plan.mimalloc, found.plan.checks.notes), (None, vec![PlanNote::NoPages]));
+}
+
+/// An interpreter with a lock has both allocators.
+#[test]
+fn pages_beside_pools() {
+    let write = |code: &mut Program| {
+        gcc_pop(code);
+        code.op(CodeAssembler::ret);
+        gcc_push(code);
+        code.op(CodeAssembler::ret);
+        page_pop(code, COUNTER_2_5);
+        code.op(CodeAssembler::ret);
+        page_free(code, SEGMENT_MASK, rcx, LIST_2_5, COUNTER_2_5);
+    };
+    let (both, pools) = (find_with(plan_with_mimalloc, write), find_with(plan_interpreter, write));
+    assert_eq!((both.plan.mimalloc, pools.plan.mimalloc), (Some(MimallocVersion::V2_5), None));
+    assert_eq!(both.offsets(), both.probes, "on the wrong instructions");
+    assert_eq!((pools.offsets(), both.offsets().len()), (both.offsets()[..2].to_vec(), 4));
 }

@@ -190,12 +190,43 @@ fn registry_sources() -> Result<Vec<PathBuf>> {
 /// every moved comment another object. What is left is a tenth of the size.
 fn without_dwarf(runner: &impl Runner, toolchain: &Toolchain, built: &Path) -> Result<Vec<u8>> {
     let stripped = built.with_extension("stripped");
-    let objcopy = Invocation::new(toolchain.objcopy().display().to_string())
-        .args(["--strip-debug", "--remove-section=.BTF.ext", "--remove-section=.rel.BTF.ext"])
-        .args([built.display().to_string(), stripped.display().to_string()])
-        .env("LD_LIBRARY_PATH", toolchain.libraries().display().to_string());
-    runner.output(&objcopy).context("cannot strip the object; is this a compiler from rustup?")?;
+    let table = built.with_extension("btf-ext");
+    let run = |arguments: Vec<String>, from: &Path| {
+        let objcopy = Invocation::new(toolchain.objcopy().display().to_string())
+            .args(arguments)
+            .args([from.display().to_string(), stripped.display().to_string()])
+            .env("LD_LIBRARY_PATH", toolchain.libraries().display().to_string());
+        runner.output(&objcopy).context("cannot strip the object; is this a compiler from rustup?")
+    };
+    let strip = ["--strip-debug", "--remove-section=.rel.BTF.ext"].map(str::to_owned);
+    let dump = format!("--dump-section=.BTF.ext={}", table.display());
+    run([strip.as_slice(), &[dump]].concat(), built)?;
+    let bytes = fs::read(&table).with_context(|| format!("failed to read `{}`", table.display()))?;
+    fs::write(&table, functions_only(&bytes)?)
+        .with_context(|| format!("failed to write `{}`", table.display()))?;
+    run(vec![format!("--update-section=.BTF.ext={}", table.display())], &stripped.clone())?;
     fs::read(&stripped).with_context(|| format!("failed to read `{}`", stripped.display()))
+}
+
+/// The `.BTF.ext` section (Documentation/bpf/btf.rst) with its table of functions, which the kernel asks for where a function is handed to a helper, and
+/// without those of source lines and relocations.
+fn functions_only(section: &[u8]) -> Result<Vec<u8>> {
+    const HEADER_BYTES: usize = 32;
+    let word = |at: usize| -> Result<usize> {
+        let bytes = section.get(at..at + 4).context("`.BTF.ext` is cut off")?;
+        Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
+    };
+    let (header, offset, length) = (word(4)?, word(8)?, word(12)?);
+    let table = section.get(header + offset..header + offset + length);
+    let table = table.context("`.BTF.ext` has no table of functions")?;
+    let start = section.get(..4).context("`.BTF.ext` is cut off")?;
+    let length = u32::try_from(length)?;
+    let mut kept = start.to_vec();
+    for word in [HEADER_BYTES as u32, 0, length, length, 0, length, 0] {
+        kept.extend_from_slice(&word.to_le_bytes());
+    }
+    kept.extend_from_slice(table);
+    Ok(kept)
 }
 
 fn write(root: &Path, objects: &[Object], record: &str) -> Result<()> {

@@ -18,6 +18,7 @@ mod test_tools;
 
 pub use cross_tools::bring as bring_cross_tools;
 pub use python::environment as python_environment;
+pub use python::pinned as pinned_environment;
 pub use pythons::installed as debian_pythons;
 
 use crate::command::{Machine, Runner};
@@ -42,6 +43,9 @@ pub fn run() -> Result<()> {
     let services =
         python::environment(&Machine, Path::new("/usr/bin/python3"), &["gunicorn", "uvicorn", "greenlet"]);
     outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
+    let requirements = workspace::root().join("xtask/bench/services/requirements.txt");
+    let shops = python::pinned(&Machine, Path::new("/usr/bin/python3"), "services", &requirements);
+    outcomes.push(("Python packages for benches", shops.map(|python| python.display().to_string())));
     outcomes.push(("free-threaded interpreters for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
 }

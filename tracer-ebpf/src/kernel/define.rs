@@ -1,16 +1,20 @@
 //! The program that sends up a stack that was not seen before, and the code objects in it.
 //!
-//! It runs by tail call at the end of an allocation's handler. Each run sends one code object that userspace does not know
-//! and then calls itself; when there is none left it sends the stack. The kernel allows 33 tail calls in a row: a stack with
-//! more new code objects goes on at its next event.
+//! It runs by tail call at the end of an allocation's handler, and sends all code objects of the stack that userspace does not
+//! know, then the stack. All of them in one run: the stack may never come again. The steps are loops of the kernel's
+//! (`bpf_loop`, Linux 5.17), which its verifier follows once for each body and not once for each pass, and which have no limit
+//! of 33 as tail calls do: sixty new functions in one stack were lost to that.
 
+use core::ffi::{c_long, c_void};
 use core::ops::ControlFlow;
 
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::abi::{
-    CodeRecord, LINE_TABLE_BYTES, LINE_TABLE_PART, LINE_TABLE_RECORDS, Layout, LineTableRecord, MAX_FRAMES,
-    PART_FRAMES, RawFrame, RawText, StackRecord, end, record,
+    CodeRecord, LINE_TABLE_BYTES, LINE_TABLE_RECORDS, Layout, LineTableRecord, MAX_FRAMES, PART_FRAMES,
+    RawFrame, RawText, StackRecord, end, record,
 };
 use tracer_ebpf::account::add;
 use tracer_ebpf::bucket::{self, Candidates};
@@ -18,121 +22,166 @@ use tracer_ebpf::hash::{mix, spread};
 use tracer_ebpf::live::{Key, Live};
 use tracer_ebpf::memory::Memory as _;
 use tracer_ebpf::tables::{Generations, Tables as _, Thread};
-use tracer_ebpf::walk::{Start, Visited, Visitor, fingerprint, walk_part};
+use tracer_ebpf::walk::{Visited, Visitor, fingerprint, walk_part};
 
-use super::maps::{
-    CodeBuckets, DEFINE, KernelTables, LiveBuckets, SEND_CODE, SEND_STACK, events, globals, programs,
-};
+use super::maps::{CodeBuckets, KernelTables, LiveBuckets, NOWHERE, SEND_STACK, events, globals};
 use super::memory::{UserMemory, read_into};
-use super::stack::Event;
+use super::stack::{Event, Instrument, Probes};
 use super::task::Task;
+
+/// What a step of a loop says.
+const AGAIN: c_long = 0;
+const ENOUGH: c_long = 1;
+
+/// What the steps of a loop share; it lies on the stack of the program that runs the loop. What one step tells the next does not: before Linux 6.7 the
+/// verifier follows a step once, with what is there before the first, and cuts out what never runs then (kernel/bpf/verifier.c, "verify callbacks as if they
+/// are called unknown number of times"). It is in the thread's cells, of which the verifier knows nothing.
+#[repr(C)]
+struct Loop {
+    context: *mut c_void,
+    /// The ring buffer was full; nothing more is sent.
+    is_full: u64,
+}
+
+impl Loop {
+    #[inline(always)]
+    fn new(context: &ProbeContext) -> Self {
+        Self { context: context.as_ptr(), is_full: 0 }
+    }
+
+    /// Calls `step` up to `times` times, until it says [`ENOUGH`].
+    #[inline(always)]
+    fn run(&mut self, times: u32, step: extern "C" fn(u64, *mut c_void) -> c_long) {
+        // SAFETY: the step takes `self` and nothing else, and ends before the helper returns. It fails for no number of times
+        // that is asked for here (kernel/bpf/bpf_iter.c: `BPF_MAX_LOOPS`).
+        unsafe { bpf_loop(times, step as *mut c_void, (&raw mut *self).cast(), 0) };
+    }
+}
+
+/// Whose event it is, asked again: what a program knows of it does not pass into its loops.
+#[inline(always)]
+fn asked_again<I: Instrument>(state: &Loop) -> Option<(Event, &'static Thread)> {
+    let event = I::event(&ProbeContext::new(state.context))?;
+    let thread = event.thread()?;
+    Some((event, thread))
+}
 
 /// See the module.
 #[uprobe]
 #[inline(always)]
 pub fn define(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
-    let Some(thread) = event.thread() else { return 0 };
-    let frame = match thread.cursor.load() {
-        // The handler before us has proved whose stack it is; the thread has not run since.
-        0 => event.stack_start(Some(thread), false).frame,
-        frame => frame,
-    };
-    search(&event, thread, frame);
-    // Read back and not used as they are: the verifier would follow every way out of the search through all that comes now,
-    // four times as far.
-    let unsent = Unsent::of(thread);
-    if unsent.code == 0 {
-        // What is deeper than the limit is not sent either.
-        let parts = thread.sent_parts.load() + 1;
-        thread.sent_parts.store(parts);
-        if parts >= (MAX_FRAMES / FRAMES) as u64 {
-            thread.cursor.store(0);
-        }
-    }
-    if thread.cursor.load() == 0 {
-        thread.sent_frames.store(0);
-        thread.sent_parts.store(0);
-    }
-    if unsent.code != 0 {
-        let lines = LineTable::of(&event, unsent.code);
-        if lines.size > LINE_TABLE_BYTES as u32 {
-            thread.sent_bytes.store(0);
-            // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event goes on.
-            unsafe { programs().tail_call(&context, SEND_CODE) };
-            return 0;
-        }
-        if !(lines.send_piece(&event, unsent, 0) && send_definition(&event, unsent, lines.size)) {
-            add(&event.totals.ring_full, 1);
-            return 0;
-        }
-    }
-    go_on(&context, thread)
-}
-
-/// Sends the code object that was found, when its line table takes more than one record: one function in a hundred. A program
-/// of its own because the loop over the records is as much work for the verifier as all the rest; a few of them in each run, for
-/// the same reason.
-#[uprobe]
-#[inline(always)]
-pub fn send_code(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
-    let Some(thread) = event.thread() else { return 0 };
-    let unsent = Unsent::of(thread);
-    let lines = LineTable::of(&event, unsent.code);
-    if !lines.send_some(&event, thread, unsent) {
-        add(&event.totals.ring_full, 1);
-        return 0;
-    }
-    let sent = thread.sent_bytes.load();
-    if sent < u64::from(lines.size) && sent < (LINE_TABLE_RECORDS as usize * LINE_TABLE_BYTES) as u64 {
-        // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event sends it anew.
-        unsafe { programs().tail_call(&context, SEND_CODE) };
-        return 0;
-    }
-    if !send_definition(&event, unsent, lines.size) {
-        add(&event.totals.ring_full, 1);
-        return 0;
-    }
-    go_on(&context, thread)
-}
-
-/// To the next code object, or to the stack itself.
-#[inline(always)]
-fn go_on(context: &ProbeContext, thread: &Thread) -> u32 {
-    let next = if thread.cursor.load() == 0 { SEND_STACK } else { DEFINE };
-    // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the next event goes on.
-    unsafe { programs().tail_call(context, next) };
+    define_stack::<Probes>(&context);
     0
 }
 
-/// Sends a part of the stack itself, then goes on with the next; a program of its own so that the verifier walks one loop at
-/// a time.
+/// The same for what `I` starts.
+#[inline(always)]
+pub fn define_stack<I: Instrument>(context: &ProbeContext) {
+    let Some(event) = I::event(context) else { return };
+    let Some(thread) = event.thread() else { return };
+    // The handler before us has proved whose stack it is; the thread has not run since.
+    let start = event.stack_start(Some(thread), false);
+    thread.cursor.store(start.frame);
+    let mut state = Loop::new(context);
+    thread.unsent_code.store(0);
+    thread.sent_frames.store(0);
+    if start.frame != 0 {
+        state.run(STEPS, define_next::<I>);
+    }
+    if state.is_full != 0 {
+        add(&event.totals.ring_full, 1);
+        return;
+    }
+    thread.cursor.store(start.frame);
+    thread.sent_frames.store(0);
+    thread.sent_parts.store(0);
+    thread.walk_end.store(start.reason.into());
+    // SAFETY: nothing needs to be dropped; where it comes back the next event sends the stack.
+    unsafe { I::programs().tail_call(context, SEND_STACK) };
+}
+
+/// Looks for the next code object that has not been sent, or sends the next record of the one that was found. One loop for both:
+/// each function on the way has a stack frame of its own, and all together have 512 bytes.
+extern "C" fn define_next<I: Instrument>(_: u64, state: *mut c_void) -> c_long {
+    // SAFETY: the kernel hands over what `Loop::run` gave it.
+    let state = unsafe { &mut *state.cast::<Loop>() };
+    let Some((event, thread)) = asked_again::<I>(state) else { return ENOUGH };
+    let unsent = Unsent::of(thread);
+    if unsent.code == 0 {
+        search(&event, thread, thread.cursor.load());
+        // Read back and not used as it is: the verifier would follow every way out of the search through all that comes now.
+        let found = Unsent::of(thread);
+        if found.code != 0 {
+            let table = LineTable::of(&event, found.code);
+            thread.line_table.store(table.data);
+            thread.line_table_bytes.store(table.size.into());
+            thread.sent_bytes.store(0);
+            return AGAIN;
+        }
+    } else if thread.sent_bytes.load() < thread.line_table_bytes.load().min(LONGEST_TABLE) {
+        let offset = thread.sent_bytes.load();
+        let table = LineTable { data: thread.line_table.load(), size: thread.line_table_bytes.load() as u32 };
+        if !table.send_piece(&event, unsent, offset as u32) {
+            state.is_full = 1;
+            return ENOUGH;
+        }
+        thread.sent_bytes.store(offset + LINE_TABLE_BYTES as u64);
+        return AGAIN;
+    } else {
+        if !send_definition::<I>(&event, unsent, thread.line_table_bytes.load() as u32) {
+            state.is_full = 1;
+            return ENOUGH;
+        }
+        thread.unsent_code.store(0);
+    }
+    if thread.cursor.load() == 0 { ENOUGH } else { AGAIN }
+}
+
+/// Sends the stack itself, in parts.
 #[uprobe]
 #[inline(always)]
 pub fn send_stack(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
-    let Some(thread) = event.thread() else { return 0 };
-    let account = thread.undefined.load() as u32;
-    let start = match thread.cursor.load() {
-        0 => event.stack_start(Some(thread), false),
-        frame => Start { frame, reason: end::COMPLETE },
-    };
-    let mut part = Part { account, offset: thread.sent_frames.load() as u32, frame: start.frame };
-    let parts = thread.sent_parts.load() + 1;
-    let end = write_part(&event, start.reason, parts, &mut part);
-    if end == RING_FULL {
+    send::<Probes>(&context);
+    0
+}
+
+/// The same for what `I` starts.
+#[inline(always)]
+pub fn send<I: Instrument>(context: &ProbeContext) {
+    let Some(event) = I::event(context) else { return };
+    let Some(thread) = event.thread() else { return };
+    let mut state = Loop::new(context);
+    state.run((MAX_FRAMES / PART_FRAMES) as u32, send_next_part::<I>);
+    if state.is_full != 0 {
         add(&event.totals.ring_full, 1);
-    } else if end == end::CONTINUES {
-        thread.cursor.store(part.frame);
-        thread.sent_frames.store(u64::from(part.offset));
-        thread.sent_parts.store(parts);
-        // SAFETY: nothing needs to be dropped; past the kernel's limit the call comes back, and the stack is sent anew.
-        unsafe { programs().tail_call(&context, SEND_STACK) };
-    } else if let Some(account) = KernelTables.account(account) {
+    } else if let Some(account) = KernelTables.account(thread.undefined.load() as u32) {
         account.sent.store(1);
     }
-    0
+    if thread.walk_end.load() == u64::MAX {
+        // SAFETY: nothing needs to be dropped, and the slot is empty; see `mod.rs` for why the call is here.
+        unsafe { I::programs().tail_call(context, NOWHERE) };
+    }
+}
+
+/// Sends the next part of a stack.
+extern "C" fn send_next_part<I: Instrument>(_: u64, state: *mut c_void) -> c_long {
+    // SAFETY: as above.
+    let state = unsafe { &mut *state.cast::<Loop>() };
+    let Some((event, thread)) = asked_again::<I>(state) else { return ENOUGH };
+    let parts = thread.sent_parts.load() + 1;
+    let mut part = Part {
+        account: thread.undefined.load() as u32,
+        offset: thread.sent_frames.load() as u32,
+        frame: thread.cursor.load(),
+    };
+    let end = write_part(&event, thread.walk_end.load() as u32, parts, &mut part);
+    thread.cursor.store(part.frame);
+    thread.sent_frames.store(u64::from(part.offset));
+    thread.sent_parts.store(parts);
+    if end == RING_FULL {
+        state.is_full = 1;
+    }
+    if end == end::CONTINUES { AGAIN } else { ENOUGH }
 }
 
 #[inline(always)]
@@ -140,7 +189,7 @@ fn sent_key(event: &Event, generations: &Generations, code: u64, fingerprint: u3
     // What tells a code object from others at its address: its generation, and the fingerprint for those whose end was not
     // seen.
     let version = u64::from(generations.of(code)) << 32 | u64::from(fingerprint);
-    spread(mix(mix(u64::from(event.cookie.process()) + 1, code), version)) | 1
+    spread(mix(mix(event.layout.owner.into(), code), version)) | 1
 }
 
 #[inline(always)]
@@ -148,11 +197,18 @@ fn code_candidates(event: &Event, key: u64) -> Candidates {
     Candidates::of(key, event.settings.seed.load(), event.settings.code_buckets.load() as u32)
 }
 
-/// Frames that one run looks at: the verifier follows each, and an eighth of the deepest stack loads in an eighth of the time.
-/// The deepest then takes 12 of the 33 tail calls in a row, and leaves 21 for code objects.
-const FRAMES: usize = MAX_FRAMES / 8;
+/// Frames that one step looks at: few, because the verifier follows each.
+const FRAMES: usize = 4;
 
-/// Finds the innermost code object from `frame` on that has not been sent, and where to go on: in the thread's cells.
+/// Most bytes of a line table that are sent.
+const LONGEST_TABLE: u64 = LINE_TABLE_RECORDS as u64 * LINE_TABLE_BYTES as u64;
+
+/// More steps than any stack takes: for each frame one that finds its code, those that send it, and one for each stretch of frames
+/// without a new one.
+const STEPS: u32 = MAX_FRAMES as u32 * (LINE_TABLE_RECORDS + 3);
+
+/// Finds the innermost code object from `frame` on that has not been sent, and where to go on: in the thread's cells. Not beyond the frames that are
+/// sent: a recursion of thousands would be walked whole for each new stack in it.
 #[inline(always)]
 fn search(event: &Event, thread: &Thread, mut frame: u64) {
     thread.unsent_code.store(0);
@@ -163,7 +219,8 @@ fn search(event: &Event, thread: &Thread, mut frame: u64) {
     }
     let mut search = Search { event, generations, thread, found: 0 };
     let end = walk_part::<FRAMES, _>(&UserMemory, event.layout, &mut frame, &mut search);
-    if search.found != 0 || end == end::TRUNCATED {
+    let has_more = search.found != 0 || end == end::TRUNCATED;
+    if has_more && thread.sent_frames.load() < MAX_FRAMES as u64 {
         thread.cursor.store(frame);
     }
 }
@@ -198,6 +255,7 @@ impl Visitor for Search<'_> {
         let key = sent_key(self.event, self.generations, frame.code, fingerprint);
         if frame.is_python == 0 || bucket::find(&CodeBuckets, code_candidates(self.event, key), key).is_some()
         {
+            self.thread.sent_frames.store(self.thread.sent_frames.load() + 1);
             return ControlFlow::Continue(());
         }
         self.thread.unsent_code.store(frame.code);
@@ -283,7 +341,7 @@ fn write_part(event: &Event, reason: u32, number: u64, part: &mut Part) -> u32 {
 
 /// Sends what is not the line table, after it, and marks the code object as sent. `false`: the ring is full.
 #[inline(always)]
-fn send_definition(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool {
+fn send_definition<I: Instrument>(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool {
     let layout = event.layout;
     let Unsent { code, fingerprint } = unsent;
     let Some(mut entry) = events().reserve::<CodeRecord>(0) else { return false };
@@ -327,7 +385,9 @@ fn send_definition(event: &Event, unsent: Unsent, line_table_bytes: u32) -> bool
             bucket::displace(&CodeBuckets, at, key);
         }
     }
-    if let (Some(key), Some(globals)) = (Key::new(process, code), globals()) {
+    if I::WATCHES_CODE
+        && let (Some(key), Some(globals)) = (Key::new(process, code), globals())
+    {
         Live { buckets: &LiveBuckets, settings: event.settings, globals }.watch_code(key);
     }
     true
@@ -351,28 +411,9 @@ impl LineTable {
         Self { data: table.wrapping_add(u64::from(layout.bytes_data)), size }
     }
 
-    /// Sends the next records of it; `false` when the ring is full.
-    #[inline(always)]
-    fn send_some(self, event: &Event, thread: &Thread, unsent: Unsent) -> bool {
-        for _ in 0..LINE_TABLE_PART {
-            let offset = thread.sent_bytes.load() as u32;
-            if offset >= self.size {
-                break;
-            }
-            if !self.send_piece(event, unsent, offset) {
-                return false;
-            }
-            thread.sent_bytes.store(u64::from(offset) + LINE_TABLE_BYTES as u64);
-        }
-        true
-    }
-
-    /// Sends the part that begins at `offset`; nothing of an empty one. `false` when the ring is full.
+    /// Sends the part that begins at `offset`. `false` when the ring is full.
     #[inline(always)]
     fn send_piece(self, event: &Event, unsent: Unsent, offset: u32) -> bool {
-        if self.size == 0 {
-            return true;
-        }
         let Some(mut entry) = events().reserve::<LineTableRecord>(0) else { return false };
         let piece = entry.as_mut_ptr();
         // Compared as 64 bits: the verifier of Linux 6.1 does not follow a bound through a copy of the lower half of a register.

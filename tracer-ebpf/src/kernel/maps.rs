@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::abi::{Layout, PROCESSES, THREAD_BUCKETS};
 use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES, Place};
+use tracer_ebpf::growth::Regions;
 use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
 
 /// include/uapi/linux/bpf.h.
@@ -19,15 +20,15 @@ const FOLLOWED_PROCESSES: u32 = 4096;
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static GLOBALS: Array<Globals> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Mapped by userspace, which clears it of the blocks of processes that have ended.
+/// These four are mapped by userspace, which clears them of what belongs to processes that have ended.
 #[map]
 static LIVE: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static INDEX: Array<Bucket> = Array::with_max_entries(1, 0);
+static INDEX: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static CODES: Array<Bucket> = Array::with_max_entries(1, 0);
+static CODES: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static ACCOUNTS: Array<Account> = Array::with_max_entries(PROCESSES, 0);
+static ACCOUNTS: Array<Account> = Array::with_max_entries(PROCESSES, BPF_F_MMAPABLE);
 #[map]
 static LAYOUTS: Array<Layout> = Array::with_max_entries(PROCESSES, 0);
 #[map]
@@ -45,7 +46,13 @@ static FOLLOWED: HashMap<u32, u32> = HashMap::with_max_entries(FOLLOWED_PROCESSE
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Programs that others continue in; see [`DEFINE`].
 #[map]
-static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(6, 0);
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(5, 0);
+
+/// The same for programs that page faults start: the kernel takes programs of one type into an array.
+#[map]
+static FAULT_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(7, 0);
+#[map]
+static REGIONS: Array<Regions> = Array::with_max_entries(1, 0);
 
 /// Slot of the program that sends up code objects.
 pub const DEFINE: u32 = 0;
@@ -53,12 +60,18 @@ pub const DEFINE: u32 = 0;
 pub const SEND_STACK: u32 = 1;
 /// Slot of the program that books what rarer handlers found.
 pub const BOOK: u32 = 2;
-/// Slot of the program that sends up one code object with a long line table.
-pub const SEND_CODE: u32 = 3;
 /// Slot of the program that searches a free-threaded interpreter's threads.
-pub const FIND_THREAD: u32 = 4;
+pub const FIND_THREAD: u32 = 3;
 /// A slot that stays empty: a tail call to it does nothing.
-pub const NOWHERE: u32 = 5;
+pub const NOWHERE: u32 = 4;
+/// Slot among those on faults of the program that books a page; the first, second and fifth slots are as above.
+pub const RESIDENT_BOOK: u32 = BOOK;
+/// As [`FIND_THREAD`], among those on faults.
+pub const RESIDENT_FIND: u32 = FIND_THREAD;
+/// Slot among those on faults of the program that books a huge page.
+pub const RESIDENT_HUGE: u32 = 5;
+/// Slot among those on faults of the program that takes pages away.
+pub const RESIDENT_RELEASE: u32 = 6;
 
 /// Where records go.
 pub fn events() -> &'static RingBuf {
@@ -68,6 +81,17 @@ pub fn events() -> &'static RingBuf {
 /// Where tail calls go.
 pub fn programs() -> &'static ProgramArray {
     &PROGRAMS
+}
+
+/// Where tail calls of programs on page faults go.
+pub fn programs_on_faults() -> &'static ProgramArray {
+    &FAULT_PROGRAMS
+}
+
+/// Which regions have resident pages.
+#[inline(always)]
+pub fn regions() -> Option<&'static Regions> {
+    REGIONS.get(0)
 }
 
 /// The shared counters.
@@ -224,9 +248,14 @@ pub fn own_thread(thread_id: u32) -> Option<&'static Thread> {
 pub fn forget_thread(thread_id: u32) {
     let Some(place) = find_thread(thread_id) else { return };
     if let Some(thread) = thread_at(place) {
-        for cell in
-            [&thread.latest, &thread.thread_state, &thread.undefined, &thread.call_depth, &thread.call_entry]
-        {
+        for cell in [
+            &thread.latest,
+            &thread.thread_state,
+            &thread.undefined,
+            &thread.call_depth,
+            &thread.call_entry,
+            &thread.fault_address,
+        ] {
             cell.store(0);
         }
     }

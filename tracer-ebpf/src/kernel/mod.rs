@@ -6,6 +6,7 @@
 mod book;
 mod call;
 mod define;
+mod growth;
 mod maps;
 mod memory;
 mod mimalloc;

@@ -4,8 +4,8 @@
 //! processes is userspace told anything (of all execs of the host, if it asks for them).
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_send_signal};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::{raw_tracepoint, uprobe};
 use aya_ebpf::programs::{ProbeContext, RawTracePointContext};
 use tracer_ebpf::abi::{ProcessRecord, record};
@@ -33,14 +33,14 @@ fn hold_own_command(settings: &Settings, process: u32, count: impl Fn(&Globals) 
 }
 
 #[inline(always)]
-fn tell(record: u32, pid: u32, parent: u32, shares_memory: u32, slot: u32) {
+fn tell(record: u32, pid: u32, parent: u32, mark: u32, slot: u32) {
     // SAFETY: the helper takes nothing and cannot fail.
     let nanoseconds = unsafe { bpf_ktime_get_ns() };
     let (pops, pushes) = match totals(slot) {
         Some(totals) if slot != 0 => (totals.pops.load(), totals.pushes.load()),
         _ => (0, 0),
     };
-    let told = ProcessRecord { record, pid, parent, shares_memory, nanoseconds, pops, pushes };
+    let told = ProcessRecord { record, pid, parent, mark, nanoseconds, pops, pushes };
     if events().output::<ProcessRecord>(told, 0).is_err()
         && let Some(globals) = globals()
     {
@@ -70,11 +70,22 @@ pub fn process_fork(context: RawTracePointContext) -> i32 {
     0
 }
 
+/// 1 if the current command's name, which an exec has set by now (`begin_new_exec` in fs/exec.c), begins with `python`: if it ends before anybody can look at
+/// it, it was one.
+#[inline(always)]
+fn is_named_python() -> u32 {
+    let Ok(name) = bpf_get_current_comm() else { return 0 };
+    let start = u64::from_ne_bytes([name[0], name[1], name[2], name[3], name[4], name[5], 0, 0]);
+    (start == u64::from_ne_bytes(*b"python\0\0")) as u32
+}
+
 /// `sched_process_exec`: a process has a new image. What is armed in it was meant for the old one.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(context: RawTracePointContext) -> i32 {
-    // Not used; without it the compiler would warn.
-    let _ = context.as_ptr();
+    // What the thread had in flight is of memory that is gone, and of accounts that others may get. The second is its number
+    // before it became the first thread of its process (`de_thread` in fs/exec.c).
+    forget_thread(bpf_get_current_pid_tgid() as u32);
+    forget_thread(context.arg::<u64>(1) as u32);
     let Some(settings) = settings() else { return 0 };
     let process = Task::current().process(settings);
     hold_own_command(settings, process, |globals| &globals.exec_holds);
@@ -89,7 +100,7 @@ pub fn process_exec(context: RawTracePointContext) -> i32 {
     {
         globals.untold.add(1);
     }
-    tell(record::EXEC, process, 0, 0, 0);
+    tell(record::EXEC, process, 0, is_named_python(), 0);
     0
 }
 

@@ -4,6 +4,7 @@
 //! one read at a computed offset. Inline assembly keeps the reads apart; the choice is a short tree of comparisons.
 
 use aya_ebpf::programs::ProbeContext;
+use tracer_ebpf::growth::{Call, Calls};
 
 macro_rules! read {
     ($context:expr, $offset:literal) => {{
@@ -131,4 +132,27 @@ pub fn argument<const N: u8>(context: &ProbeContext) -> u64 {
 #[inline(always)]
 pub fn result(context: &ProbeContext) -> u64 {
     read!(context, 0)
+}
+
+/// Numbers of system calls.
+#[cfg(bpf_target_arch = "x86_64")]
+pub const CALLS: Calls = tracer_ebpf::growth::X86_64;
+/// Numbers of system calls.
+#[cfg(bpf_target_arch = "aarch64")]
+pub const CALLS: Calls = tracer_ebpf::growth::AARCH64;
+
+/// The system call that saved registers tell of, `read` giving the word at an offset in them. `orig_ax` is -1 where a fault or an interrupt has saved them
+/// (arch/x86/entry/entry_64.S, `idtentry_body`). Offsets: `struct pt_regs`.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+pub fn system_call(read: impl Fn(u64) -> u64) -> Call {
+    Call { number: read(120).cast_signed(), arguments: [read(112), read(104), read(96), read(56)] }
+}
+
+/// The same: `syscallno` is -1 there (arch/arm64/kernel/entry.S, `kernel_entry`), and the first argument is in `orig_x0`.
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+pub fn system_call(read: impl Fn(u64) -> u64) -> Call {
+    let number = i64::from((read(280) as u32).cast_signed());
+    Call { number, arguments: [read(272), read(8), read(16), read(24)] }
 }

@@ -3,6 +3,7 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
+use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::abi::{Cookie, Layout, MAX_FRAMES, end};
 use tracer_ebpf::account::{AccountId, Books, add};
@@ -13,8 +14,9 @@ use tracer_ebpf::walk::{
     Identity, Start, innermost, locked_thread_state, own_thread_state, thread_state, walk_part,
 };
 
-use super::maps::{DEFINE, KernelTables, globals, layout, own_thread, programs, settings, totals};
+use super::maps::{DEFINE, KernelTables, followed, globals, layout, own_thread, programs, settings, totals};
 use super::memory::{UserMemory, thread_self};
+use super::task::Task;
 
 /// Frames that one run walks: the verifier follows each, so that a quarter of the deepest stack loads in a quarter of the time.
 /// A deeper stack goes on by a tail call, 0.1 us for each 32 frames that take 2.
@@ -34,7 +36,50 @@ pub struct Event {
     pub settings: &'static Settings,
 }
 
+/// What starts programs: it says whose event it is, and where they continue.
+pub trait Instrument {
+    /// Whether ends of code objects are seen.
+    const WATCHES_CODE: bool;
+    /// The event; `None` as for [`Event::of`].
+    fn event(context: &ProbeContext) -> Option<Event>;
+    /// Where they continue.
+    fn programs() -> &'static ProgramArray;
+}
+
+/// Probe points.
+pub struct Probes;
+
+impl Instrument for Probes {
+    const WATCHES_CODE: bool = true;
+
+    #[inline(always)]
+    fn event(context: &ProbeContext) -> Option<Event> {
+        Event::of(context)
+    }
+
+    #[inline(always)]
+    fn programs() -> &'static ProgramArray {
+        programs()
+    }
+}
+
 impl Event {
+    /// One without a probe point, of the process that runs.
+    #[inline(always)]
+    pub fn running() -> Option<Self> {
+        let settings = settings()?;
+        let ids = bpf_get_current_pid_tgid();
+        let is_namespaced = settings.own_namespace.load() != 0;
+        let process = if is_namespaced { Task::current().process(settings) } else { (ids >> 32) as u32 };
+        let slot = followed(process)?;
+        let layout = layout(slot)?;
+        if slot == 0 || layout.active == 0 {
+            return None;
+        }
+        let cookie = Cookie::new(0, slot as u16, 0, 0, 0);
+        Some(Self { cookie, thread_id: ids as u32, layout, totals: totals(slot)?, settings })
+    }
+
     /// `None` for a process that is not, or no longer, traced.
     #[inline(always)]
     pub fn of(context: &ProbeContext) -> Option<Self> {

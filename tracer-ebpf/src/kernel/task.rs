@@ -17,7 +17,7 @@ const UPID_BYTES: u64 = 16;
 pub struct Task(u64);
 
 #[inline(always)]
-fn word_at(address: u64) -> u64 {
+pub fn word_at(address: u64) -> u64 {
     let mut word = 0u64;
     // SAFETY: the helper checks the source address; the destination is eight bytes long.
     unsafe { bpf_probe_read_kernel((&raw mut word).cast(), 8, address as *const _) };
@@ -54,6 +54,12 @@ impl Task {
     #[inline(always)]
     fn half(self, offset: &Cell) -> u32 {
         half_at(self.0.wrapping_add(offset.load()))
+    }
+
+    /// Its memory: `mm_struct`; 0: it has none any more.
+    #[inline(always)]
+    pub fn memory(self, settings: &Settings) -> u64 {
+        self.word(&settings.kernel.task_mm)
     }
 
     /// Whether it is the first thread of its process.

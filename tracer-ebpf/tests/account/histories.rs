@@ -17,14 +17,44 @@ const PLACES: u64 = 12;
 const STACKS: u32 = 6;
 
 #[derive(Debug, Clone, Copy)]
-enum Event {
-    Allocate { thread: u32, place: u64, size: u64, of: u8, stack: u32 },
-    Free { thread: u32, place: u64 },
-    ReallocBegins { thread: u32, place: u64 },
-    ReallocEnds { thread: u32, failed: bool },
+pub enum Event {
+    Allocate {
+        thread: u32,
+        place: u64,
+        size: u64,
+        of: u8,
+        stack: u32,
+    },
+    Free {
+        thread: u32,
+        place: u64,
+    },
+    ReallocBegins {
+        thread: u32,
+        place: u64,
+    },
+    ReallocEnds {
+        thread: u32,
+        failed: bool,
+    },
+    /// A process ends, and another gets its place.
+    Ends {
+        slot: u32,
+    },
 }
 
+/// Of processes that do not end.
 fn events() -> impl Strategy<Value = Vec<Event>> {
+    proptest::collection::vec(event(), 0..300)
+}
+
+/// Of processes that come and go.
+pub fn events_with_ends() -> impl Strategy<Value = Vec<Event>> {
+    let ends = (1..=SLOTS).prop_map(|slot| Event::Ends { slot });
+    proptest::collection::vec(prop_oneof![30 => event(), 1 => ends], 0..600)
+}
+
+fn event() -> impl Strategy<Value = Event> {
     let size = prop_oneof![
         6 => (1_u64..=32).prop_map(|class| class * 16),
         2 => 513_u64..1 << 20,
@@ -32,14 +62,13 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (1_u64 << 37)..(1 << 40),
     ];
     let of = prop_oneof![Just(domain::PYMALLOC), Just(domain::MALLOC)];
-    let event = prop_oneof![
+    prop_oneof![
         6 => (1..=THREADS, 0..PLACES, size, of, 0..STACKS)
             .prop_map(|(thread, place, size, of, stack)| Event::Allocate { thread, place, size, of, stack }),
         4 => (1..=THREADS, 0..PLACES).prop_map(|(thread, place)| Event::Free { thread, place }),
         1 => (1..=THREADS, 0..PLACES).prop_map(|(thread, place)| Event::ReallocBegins { thread, place }),
         2 => (1..=THREADS, any::<bool>()).prop_map(|(thread, failed)| Event::ReallocEnds { thread, failed }),
-    ];
-    proptest::collection::vec(event, 0..300)
+    ]
 }
 
 /// Every thread belongs to one process.
@@ -53,20 +82,23 @@ fn address_of(place: u64) -> u64 {
 }
 
 /// The account and the model, side by side.
-struct Pair {
-    host: Host,
+pub struct Pair {
+    pub host: Host,
     model: Model,
     in_flight: BTreeMap<u32, (Key, Entry)>,
     without_account: BTreeMap<u32, u64>,
+    /// Process and stack of each account in use.
+    names: BTreeMap<u32, (u32, u32)>,
 }
 
 impl Pair {
     fn new(sizes: Sizes) -> Self {
         let (in_flight, without_account) = (BTreeMap::new(), BTreeMap::new());
-        Self { host: Host::new(sizes), model: Model::default(), in_flight, without_account }
+        let names = BTreeMap::new();
+        Self { host: Host::new(sizes), model: Model::default(), in_flight, without_account, names }
     }
 
-    fn after(sizes: Sizes, history: &[Event]) -> Self {
+    pub fn after(sizes: Sizes, history: &[Event]) -> Self {
         let mut pair = Self::new(sizes);
         for event in history {
             pair.apply(*event);
@@ -82,6 +114,7 @@ impl Pair {
             Event::Free { thread, place } => self.free(slot_of(thread), address_of(place)),
             Event::ReallocBegins { thread, place } => self.realloc_begins(thread, address_of(place)),
             Event::ReallocEnds { thread, failed } => self.realloc_ends(thread, failed),
+            Event::Ends { slot } => self.ends(slot),
         }
     }
 
@@ -89,6 +122,10 @@ impl Pair {
         let slot = slot_of(thread);
         let id = self.host.account_of(slot, thread, of, stack);
         let holder = self.holder(id, Holder { slot, thread, of, stack: Some(stack) });
+        if id.0 >= PROCESSES {
+            let before = self.names.insert(id.0, (slot, stack));
+            assert!(before.is_none_or(|before| before == (slot, stack)), "an account that another has");
+        }
         self.host.books(slot).allocated(id, self.host.thread(thread), address, size, of);
         self.model.allocate(holder, thread, of, address, size);
     }
@@ -133,9 +170,46 @@ impl Pair {
         }
     }
 
+    /// What userspace reads of a process that has ended is what the model says; then all of it is given back.
+    fn ends(&mut self, slot: u32) {
+        let is_of_it = |holder: &Holder| holder.slot == slot;
+        let mut read = self.read(&self.names.iter().map(|(number, (_, stack))| (*number, *stack)).collect());
+        read.retain(|holder, _| is_of_it(holder));
+        let mut said = self.model.accounts();
+        said.retain(|holder, _| is_of_it(holder));
+        assert_eq!(read, said, "process {slot} at its end");
+        let threads = || (1..=THREADS).filter(move |thread| slot_of(*thread) == slot);
+        self.in_flight.retain(|thread, _| slot_of(*thread) != slot);
+        self.without_account.remove(&slot);
+        self.names.retain(|_, (of, _)| *of != slot);
+        self.model.forget(slot, threads());
+        self.host.end_process(slot, threads());
+        self.check_tables();
+    }
+
+    /// What is in use and what is free are all accounts that were ever handed out, and the index has those in use.
+    pub fn check_tables(&self) {
+        let free = self.host.free_accounts();
+        let mut all: Vec<u32> = self.names.keys().copied().chain(free.iter().copied()).collect();
+        all.sort_unstable();
+        let used = (self.host.globals.accounts_used.load() as usize).min(self.host.accounts().len());
+        assert_eq!(all, (PROCESSES..used as u32).collect::<Vec<_>>());
+        assert_eq!(self.host.index.used(), self.names.len());
+        for number in free {
+            let account = &self.host.accounts()[number as usize];
+            assert_eq!(
+                (account.owner.load(), account.allocated_count.load(), account.changed.load()),
+                (0, 0, 0)
+            );
+        }
+    }
+
     /// The accounts by whom they belong to, as userspace would read them.
-    fn accounts(&self) -> BTreeMap<Holder, Values> {
-        let stacks = self.stacks();
+    pub fn accounts(&self) -> BTreeMap<Holder, Values> {
+        self.read(&self.stacks())
+    }
+
+    fn read(&self, stacks: &BTreeMap<u32, u32>) -> BTreeMap<Holder, Values> {
         let used = self.host.accounts().iter().enumerate();
         let used = used.filter(|(_, account)| account.allocated_count.load() != 0);
         used.map(|(number, account)| {
@@ -158,7 +232,11 @@ impl Pair {
         stacks
     }
 
-    fn check_totals(&self) {
+    pub fn said(&self) -> BTreeMap<Holder, Values> {
+        self.model.accounts()
+    }
+
+    pub fn check_totals(&self) {
         for slot in 1..=SLOTS {
             let totals = self.host.totals(slot);
             let repeated = |of| self.model.repeated.get(&(slot, of)).copied().unwrap_or_default();

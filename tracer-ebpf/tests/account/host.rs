@@ -3,8 +3,10 @@
 use tracer_ebpf::abi::{PROCESSES, domain};
 use tracer_ebpf::account::{AccountId, Books};
 use tracer_ebpf::bucket::{Bucket, Buckets, ENTRIES};
+use tracer_ebpf::cell::Cell;
+use tracer_ebpf::free;
 use tracer_ebpf::hash::{mix, spread};
-use tracer_ebpf::live::Live;
+use tracer_ebpf::live::{Key, Live};
 use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
 
 /// Threads that have cells: ids 1 to this number.
@@ -39,6 +41,12 @@ impl Table {
 
     pub fn used(&self) -> usize {
         self.0.iter().flat_map(Bucket::keys).filter(|key| key.load() != 0).count()
+    }
+
+    /// The keys in it.
+    pub fn keys(&self) -> impl Iterator<Item = u64> {
+        let keys: Vec<u64> = self.0.iter().flat_map(Bucket::keys).map(Cell::load).collect();
+        keys.into_iter().filter(|key| *key != 0)
     }
 
     /// The sum of the overflow counters. They are private: the debug form shows them.
@@ -113,6 +121,36 @@ impl Host {
 
     pub fn accounts(&self) -> &[Account] {
         &self.accounts
+    }
+
+    /// All that a process has used is given back, as userspace does when it has ended. `threads`: those that were its own.
+    pub fn end_process(&mut self, slot: u32, threads: impl Iterator<Item = u32>) {
+        let of_it =
+            |account: &Account| account.owner.load() >> 40 & u64::from(PROCESSES - 1) == u64::from(slot);
+        for (number, account) in self.accounts.iter().enumerate() {
+            if account.owner.load() == 0 || !of_it(account) {
+                continue;
+            }
+            if number < PROCESSES as usize {
+                free::clear(account);
+            } else {
+                assert!(free::give_back(&self.index, &self.settings, &self.globals, number as u32, account));
+            }
+        }
+        let live = Live { buckets: &self.live, settings: &self.settings, globals: &self.globals };
+        for key in self.live.keys().filter(|key| *key & u64::from(PROCESSES - 1) == u64::from(slot)) {
+            assert!(live.take(Key(key)).is_some());
+        }
+        threads.for_each(|thread| self.threads[thread as usize] = Thread::default());
+        self.totals[slot as usize] = Totals::default();
+    }
+
+    /// Numbers of accounts that were given back, in the order in which they will be handed out.
+    pub fn free_accounts(&self) -> Vec<u32> {
+        let number = |cell: u64| Some(cell as u32).filter(|number| *number != 0);
+        let first = number(self.globals.free_accounts.load());
+        let next = |before: &u32| number(self.accounts[*before as usize].link.load());
+        std::iter::successors(first, next).take(self.accounts.len()).collect()
     }
 
     /// What decides about thinning.

@@ -9,6 +9,8 @@
 
 mod capacity;
 mod edges;
+mod ended;
+mod growth;
 mod histories;
 mod host;
 mod model;

@@ -142,6 +142,18 @@ impl Model {
         self.peaks.get(&slot).cloned().unwrap_or_default()
     }
 
+    /// A process has ended: nothing is known of it any more.
+    pub fn forget(&mut self, slot: u32, threads: impl Iterator<Item = u32>) {
+        self.blocks.retain(|(of, _), _| *of != slot);
+        self.in_flight.retain(|_, (_, block)| block.holder.slot != slot);
+        self.allocated.retain(|holder, _| holder.slot != slot);
+        self.temporary.retain(|holder, _| holder.slot != slot);
+        self.peaks.remove(&slot);
+        self.repeated.retain(|(of, _), _| *of != slot);
+        let gone: Vec<u32> = threads.collect();
+        self.latest.retain(|thread, _| !gone.contains(thread));
+    }
+
     /// Every account that has ever allocated.
     pub fn accounts(&self) -> BTreeMap<Holder, Values> {
         let live = self.live();

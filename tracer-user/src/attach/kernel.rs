@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
+use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 use rustc_hash::FxHashMap;
@@ -15,21 +15,12 @@ use tracer_ebpf::abi::{Cookie, Layout, PROCESSES};
 use zerocopy::IntoBytes as _;
 
 use super::armed::{Armed, Links};
-use super::kernel_types::{KernelTypes, Offsets, offsets};
-use super::load::{create_maps, load_all, load_one, refused_or_broken, relocate};
+use super::kernel_types::{KernelTypes, Offsets, anonymous_pages, offsets};
+use super::load::{Relocated, create_maps, load_all, load_one, refused_or_broken, relocate};
 use super::mechanism::Mechanism;
-use super::programs::{CONTINUED, FIND_THREAD, Program, WATCHED};
-use super::{AttachError, Readiness, object, perf, syscall};
+use super::programs::{CONTINUED, FIND_THREAD, ON_FAULTS, ON_FAULTS_CONTINUED, Program, WATCHED};
+use super::{AttachError, Readiness, RingPositions, object, perf, ring, syscall};
 use crate::plan::FileOffset;
-
-/// `tracer_ebpf::tables::Settings` as words.
-type Settings = [u64; size_of::<tracer_ebpf::tables::Settings>() / 8];
-/// Index of `held_process` in it.
-const HELD_PROCESS: usize = 8;
-/// Index of `all_execs` in it.
-const ALL_EXECS: usize = 21;
-/// `tracer_ebpf::tables::Globals` as words.
-pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
 /// Sizes of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,14 +63,16 @@ pub struct ProbePoint {
 /// The kernel half.
 #[derive(Debug)]
 pub struct Kernel {
-    maps: FxHashMap<String, Map>,
+    pub(super) maps: FxHashMap<String, Map>,
     /// The ring buffer's, once it has been taken from the maps.
     ring: Option<OwnedFd>,
     sizes: TableSizes,
+    /// By process slot.
+    earlier_owners: Vec<u32>,
     /// Links are for all processes: only the programs, which all look at the process first, tell them apart.
     filter_here: bool,
     /// Inode number of our PID namespace; 0: the initial one.
-    own_namespace: u64,
+    pub(super) own_namespace: u64,
     loaded: Loaded,
 }
 
@@ -116,6 +109,15 @@ impl Kernel {
         if own_namespace != 0 && mechanism != Mechanism::Multi {
             return Err(AttachError::Namespace);
         }
+        let empty = |maps| Self {
+            maps,
+            ring: None,
+            sizes,
+            earlier_owners: vec![0; PROCESSES as usize],
+            filter_here,
+            own_namespace,
+            loaded: Loaded::None,
+        };
         match mechanism {
             Mechanism::Multi | Mechanism::MultiEverywhere => {
                 let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
@@ -125,8 +127,7 @@ impl Kernel {
                     let maps = create_maps(&mut object, sizes);
                     (offset.join().unwrap_or_else(|_| Err(missing("a reader"))), maps)
                 });
-                let mut kernel =
-                    Self { maps: maps?, ring: None, sizes, filter_here, own_namespace, loaded: Loaded::None };
+                let mut kernel = empty(maps?);
                 kernel.write_settings(offset?)?;
                 kernel.loaded = kernel.load_programs(object)?;
                 Ok(kernel)
@@ -143,14 +144,7 @@ impl Kernel {
                     .map_err(refused_or_broken)?;
                 let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
                 let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
-                let mut kernel = Self {
-                    maps: maps.collect(),
-                    ring: None,
-                    sizes,
-                    filter_here,
-                    own_namespace,
-                    loaded: Loaded::None,
-                };
+                let mut kernel = empty(maps.collect());
                 kernel.write_settings(read_offsets()?)?;
                 perf::load(&kernel, &mut ebpf)?;
                 kernel.loaded = Loaded::Perf(Box::new(ebpf));
@@ -159,55 +153,10 @@ impl Kernel {
         }
     }
 
-    fn write_settings(&mut self, offsets: Offsets) -> Result<(), AttachError> {
-        let sizes = self.sizes;
-        let entries = u64::from(sizes.live_buckets) * tracer_ebpf::bucket::ENTRIES as u64;
-        // Thinning begins at 50 % and has 15 steps to 80 %: tests/account/capacity.rs of tracer-ebpf measures what fits.
-        let mut seed = [0; 8];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut file| io::Read::read_exact(&mut file, &mut seed))
-            .map_err(table_error("SETTINGS"))?;
-        let mut words: Settings = [0; _];
-        words[..10].copy_from_slice(&[
-            entries / 2,
-            entries / 50,
-            u64::from(sizes.live_buckets),
-            u64::from(sizes.index_buckets),
-            u64::from(sizes.code_buckets),
-            u64::from(sizes.accounts),
-            u64::from_ne_bytes(seed),
-            offsets.thread_pointer,
-            0,
-            (1 << 32) / u64::from(sizes.live_buckets.max(1)),
-        ]);
-        words[10..20].copy_from_slice(&offsets.kernel);
-        words[20] = self.own_namespace;
-        self.array::<Settings>("SETTINGS")?.set(0, words, 0).map_err(table_error("SETTINGS"))?;
-        let globals: Globals = [0, u64::from(PROCESSES), 0, 0, 0];
-        self.array::<Globals>("GLOBALS")?.set(0, globals, 0).map_err(table_error("GLOBALS"))
-    }
-
     /// The sizes it was loaded with.
     #[must_use]
     pub fn sizes(&self) -> TableSizes {
         self.sizes
-    }
-
-    /// How often the held process has been held: after an exec, at a point.
-    pub fn holds(&self) -> Result<(u64, u64), AttachError> {
-        let [_, _, after_exec, at_point, _]: Globals = self.words("GLOBALS", 0)?;
-        Ok((after_exec, at_point))
-    }
-
-    /// Forks, execs and ends of followed processes that we were not told of, because the ring buffer was full.
-    pub fn untold(&self) -> Result<u64, AttachError> {
-        let [_, _, _, _, untold]: Globals = self.words("GLOBALS", 0)?;
-        Ok(untold)
-    }
-
-    /// Which process may be held; 0: none.
-    pub fn set_held(&mut self, pid: u32) -> Result<(), AttachError> {
-        self.set(HELD_PROCESS, u64::from(pid))
     }
 
     /// Whether we are in a PID namespace of our own.
@@ -216,43 +165,23 @@ impl Kernel {
         self.own_namespace != 0
     }
 
-    /// How full the table of live blocks is: 1.0 is all of it.
-    pub fn live_fill(&self) -> Result<f64, AttachError> {
-        let [used, ..]: Globals = self.words("GLOBALS", 0)?;
-        let places = u64::from(self.sizes.live_buckets) * tracer_ebpf::bucket::ENTRIES as u64;
-        Ok(used as f64 / places as f64)
+    /// How far the ring buffer has been written and read; it must have been taken.
+    pub fn ring_positions(&self) -> Result<RingPositions, AttachError> {
+        let ring = self.ring.as_ref().ok_or_else(|| missing("EVENTS"))?;
+        ring::positions(ring.as_fd()).map_err(table_error("EVENTS"))
     }
 
-    /// Asks to be told of every exec of the host, not only those of followed processes.
-    pub fn tell_all_execs(&mut self) -> Result<(), AttachError> {
-        self.set(ALL_EXECS, 1)
-    }
-
-    fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {
-        let mut settings = self.array::<Settings>("SETTINGS")?;
-        let mut words = settings.get(&0, 0).map_err(table_error("SETTINGS"))?;
-        words[setting] = value;
-        settings.set(0, words, 0).map_err(table_error("SETTINGS"))
-    }
-
-    /// Follows a process: its children, its execs and its end are told. `slot`: where it is recorded; 0: nowhere yet.
-    pub fn follow(&mut self, pid: u32, slot: u16) -> Result<(), AttachError> {
-        self.followed()?.insert(pid, u32::from(slot), 0).map_err(table_error("FOLLOWED"))
-    }
-
-    /// Follows it no longer.
-    pub fn unfollow(&mut self, pid: u32) -> Result<(), AttachError> {
-        match self.followed()?.remove(&pid) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            // It has ended, and the kernel half has removed it.
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(table_error("FOLLOWED")(error)),
+    /// Makes a process slot as good as new. Nothing may be armed with it, and nothing of it be in the tables but its totals.
+    pub fn free_slot(&mut self, slot: u16) -> Result<(), AttachError> {
+        const TOTALS: usize = size_of::<tracer_ebpf::tables::Totals>();
+        self.array::<[u8; TOTALS]>("TOTALS")?
+            .set(u32::from(slot), [0; TOTALS], 0)
+            .map_err(table_error("TOTALS"))?;
+        self.set_layout(u32::from(slot), &Layout::default())?;
+        if let Some(owners) = self.earlier_owners.get_mut(usize::from(slot)) {
+            *owners = owners.wrapping_add(1);
         }
-    }
-
-    fn followed(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, AttachError> {
-        let map = self.maps.get_mut("FOLLOWED").ok_or_else(|| missing("FOLLOWED"))?;
-        HashMap::try_from(map).map_err(table_error("FOLLOWED"))
+        Ok(())
     }
 
     /// A table that userspace may map.
@@ -271,12 +200,14 @@ impl Kernel {
     pub fn set_layout(&mut self, slot: u32, layout: &Layout) -> Result<(), AttachError> {
         let mut layout = *layout;
         if layout.thread_next != 0 {
-            self.load_for_free_threading()?;
+            self.load_for_pages()?;
         }
         if self.own_namespace != 0 {
             // The kernel half knows other numbers than we; that the process is the right one the links see to.
             layout.pid = 0;
         }
+        let earlier = self.earlier_owners.get(slot as usize).copied().unwrap_or(0);
+        layout.owner = slot | earlier.wrapping_mul(PROCESSES);
         let mut bytes = [0; size_of::<Layout>()];
         bytes.copy_from_slice(layout.as_bytes());
         self.array::<[u8; size_of::<Layout>()]>("LAYOUTS")?
@@ -328,6 +259,32 @@ impl Kernel {
         }
     }
 
+    /// Starts to watch page faults: what followed processes with a slot make resident is counted.
+    pub fn watch_faults(&mut self) -> Result<(), AttachError> {
+        let offset = read_types(|types| {
+            anonymous_pages(types).ok_or(AttachError::NoPageFaults { missing: "mm_struct.rss_stat" })
+        })?;
+        self.set_anonymous_pages(offset)?;
+        let object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
+        let object = relocate(object, |name| self.descriptor(name))?;
+        let array =
+            self.maps.get("FAULT_PROGRAMS").and_then(map_descriptor).ok_or_else(|| missing("PROGRAMS"))?;
+        for (slot, name) in ON_FAULTS_CONTINUED {
+            let program = load_one(&object, name, syscall::Kind::RawTracepoint)?;
+            syscall::set_program(array, slot, program.as_fd()).map_err(table_error("FAULT_PROGRAMS"))?;
+        }
+        let Loaded::Multi { watching, .. } = &mut self.loaded else {
+            return Err(AttachError::NoPageFaults { missing: "uprobe_multi" });
+        };
+        for (name, point) in ON_FAULTS {
+            let program = load_one(&object, name, syscall::Kind::RawTracepoint)?;
+            let opened = syscall::open_raw_tracepoint(program.as_fd(), point);
+            let missing = point.to_str().unwrap_or("tracepoint");
+            watching.push(opened.map_err(|_| AttachError::NoPageFaults { missing })?);
+        }
+        Ok(())
+    }
+
     /// Arms `points` of the file at `path` in process `pid`.
     pub fn arm(
         &mut self,
@@ -336,6 +293,9 @@ impl Kernel {
         pid: u32,
         points: &[ProbePoint],
     ) -> Result<Armed, AttachError> {
+        if program == Program::PagePop {
+            self.load_for_pages()?;
+        }
         let failed = |source: io::Error| {
             if source.raw_os_error() == Some(libc::ESRCH) {
                 return AttachError::Gone { pid };
@@ -359,14 +319,16 @@ impl Kernel {
         }
     }
 
-    fn array<T: aya::Pod>(&mut self, name: &'static str) -> Result<Array<&mut MapData, T>, AttachError> {
+    pub(super) fn array<T: aya::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Array<&mut MapData, T>, AttachError> {
         let map = self.maps.get_mut(name).ok_or_else(|| missing(name))?;
         Array::try_from(map).map_err(table_error(name))
     }
 
-    fn load_programs(&self, mut object: aya_obj::Object) -> Result<Loaded, AttachError> {
-        relocate(&mut object, |name| self.descriptor(name))?;
-        let object = &object;
+    fn load_programs(&self, object: aya_obj::Object) -> Result<Loaded, AttachError> {
+        let object = &relocate(object, |name| self.descriptor(name))?;
         let programs = self.load_set(object, &Program::ALWAYS, &CONTINUED)?;
         let watchers = WATCHED
             .into_iter()
@@ -382,7 +344,7 @@ impl Kernel {
     /// Programs, and those that they continue in.
     fn load_set(
         &self,
-        object: &aya_obj::Object,
+        object: &Relocated,
         programs: &[Program],
         continued: &[(u32, &'static str)],
     ) -> Result<FxHashMap<Program, OwnedFd>, AttachError> {
@@ -400,14 +362,14 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Loads what only free-threaded interpreters need, once. The verifier takes 50 ms for it, which others need not wait.
-    fn load_for_free_threading(&mut self) -> Result<(), AttachError> {
+    /// Loads what only interpreters with mimalloc need, once. The verifier takes 50 ms for it, which others need not wait.
+    fn load_for_pages(&mut self) -> Result<(), AttachError> {
         match &self.loaded {
             Loaded::Multi { programs, .. } if !programs.contains_key(&Program::PagePop) => {}
             _ => return Ok(()),
         }
-        let mut object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
-        relocate(&mut object, |name| self.descriptor(name))?;
+        let object = aya_obj::Object::parse(object::bytes()).map_err(object_error("parse"))?;
+        let object = relocate(object, |name| self.descriptor(name))?;
         let more = self.load_set(&object, &[Program::PagePop], &[FIND_THREAD])?;
         if let Loaded::Multi { programs, .. } = &mut self.loaded {
             programs.extend(more);
@@ -443,8 +405,12 @@ fn own_namespace() -> u64 {
 }
 
 fn read_offsets() -> Result<Offsets, AttachError> {
+    read_types(|types| offsets(types).map_err(|member| AttachError::UnknownKernelType { member }))
+}
+
+fn read_types<T>(read: impl FnOnce(&KernelTypes<'_>) -> Result<T, AttachError>) -> Result<T, AttachError> {
     const PATH: &str = "/sys/kernel/btf/vmlinux";
     let bytes = std::fs::read(PATH).map_err(|source| AttachError::NoKernelTypes { path: PATH, source })?;
     let types = KernelTypes::new(&bytes).ok_or(AttachError::UnknownKernelType { member: "header" })?;
-    offsets(&types).map_err(|member| AttachError::UnknownKernelType { member })
+    read(&types)
 }

@@ -148,6 +148,16 @@ pub fn offsets(types: &KernelTypes<'_>) -> Result<Offsets, &'static str> {
     Ok(offsets)
 }
 
+/// Where `mm_struct` keeps the rough count of anonymous pages; `None` where the kernel counts in another way (before Linux 6.2).
+pub fn anonymous_pages(types: &KernelTypes<'_>) -> Option<u64> {
+    /// `MM_ANONPAGES`, include/linux/mm_types_task.h.
+    const ANONYMOUS: u64 = 1;
+    // All of `mm_struct` but its end is in a structure without a name.
+    let members = [("", "rss_stat"), ("percpu_counter", "count"), ("percpu_counter", "counters")];
+    let [counters, count, last] = types.member_offsets(members);
+    Some(counters? + ANONYMOUS * (last? + 8) + count?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

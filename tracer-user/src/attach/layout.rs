@@ -25,6 +25,9 @@ pub fn kernel_layout(target: &Target, thread_state_pointer: u64, thread_slot: i6
         cframe_frame,
         thread_ident: row.thread_state.thread_id,
         thread_self_distance: target.thread_self_distance,
+        main_interpreter: target.interpreter.runtime.wrapping_add(row.runtime.interpreters_main.into()),
+        threads_head: row.runtime.threads_head,
+        thread_list_next: row.thread_state.next,
         ..Layout::default()
     };
     set_frame(&mut layout, row);

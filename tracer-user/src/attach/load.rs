@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aya::maps::{Map, MapData};
+use aya_obj::btf::BtfFeatures;
 use rustc_hash::FxHashMap;
 
 use super::kernel::{TableSizes, missing, object_error};
@@ -51,11 +52,20 @@ pub fn create_maps(
     Ok(maps)
 }
 
+/// An object whose programs are ready for the verifier.
+#[derive(Debug)]
+pub struct Relocated {
+    object: aya_obj::Object,
+    /// The kernel's handle for the types of its functions.
+    types: OwnedFd,
+}
+
 /// Writes the maps' descriptors into the programs. All must be there: aya asserts it.
 pub fn relocate<'map>(
-    object: &mut aya_obj::Object,
+    mut object: aya_obj::Object,
     descriptor: impl Fn(&str) -> Option<BorrowedFd<'map>>,
-) -> Result<(), AttachError> {
+) -> Result<Relocated, AttachError> {
+    let types = load_types(&mut object)?;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let maps = std::mem::take(&mut object.maps);
     let mut descriptors = Vec::with_capacity(maps.len());
@@ -64,12 +74,27 @@ pub fn relocate<'map>(
         descriptors.push((name.as_str(), descriptor.as_raw_fd(), map));
     }
     object.relocate_maps(descriptors.into_iter(), &text).map_err(object_error("maps"))?;
-    object.relocate_calls(&text).map_err(object_error("calls"))
+    object.relocate_calls(&text).map_err(object_error("calls"))?;
+    Ok(Relocated { object, types })
+}
+
+/// The types of our functions: the kernel takes no program that hands a function to a helper without them
+/// (kernel/bpf/verifier.c, `check_ld_imm`).
+fn load_types(object: &mut aya_obj::Object) -> Result<OwnedFd, AttachError> {
+    // Everything that a kernel with `uprobe_multi` (Linux 6.6) knows.
+    let features = BtfFeatures::new(true, true, true, true, true, true, true, true);
+    let types = object.fixup_and_sanitize_btf(&features).map_err(object_error("types"))?;
+    let bytes = types.ok_or_else(|| missing("types"))?.to_bytes();
+    syscall::load_types(&bytes).map_err(|source| AttachError::Refused {
+        call: "BPF_BTF_LOAD",
+        extra: "",
+        source,
+    })
 }
 
 /// Loads programs side by side, on all processors: what takes the time is the verifier. On two processors a busy target then waits
 /// up to 4.5 ms for its turn, and is armed after 255 ms; with one loader it was 2 ms and 330 ms (medians of 5).
-pub fn load_all(object: &aya_obj::Object, names: &[&'static str]) -> Vec<Result<OwnedFd, AttachError>> {
+pub fn load_all(object: &Relocated, names: &[&'static str]) -> Vec<Result<OwnedFd, AttachError>> {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let loaders = processors.min(names.len());
     let next = AtomicUsize::new(0);
@@ -93,15 +118,23 @@ pub fn load_all(object: &aya_obj::Object, names: &[&'static str]) -> Vec<Result<
 }
 
 pub fn load_one(
-    parsed: &aya_obj::Object,
+    relocated: &Relocated,
     name: &'static str,
     kind: syscall::Kind,
 ) -> Result<OwnedFd, AttachError> {
-    let program = parsed.programs.get(name).ok_or_else(|| missing(name))?;
-    let function = parsed.functions.get(&program.function_key()).ok_or_else(|| missing(name))?;
+    let Relocated { object, types } = relocated;
+    let program = object.programs.get(name).ok_or_else(|| missing(name))?;
+    let function = object.functions.get(&program.function_key()).ok_or_else(|| missing(name))?;
     let instructions: Vec<[u8; 8]> = function.instructions.iter().map(encode).collect();
     let mut log = Vec::new();
-    syscall::load_program(kind, name, &instructions, &program.license, &mut log).map_err(|source| {
+    let code = syscall::Code {
+        name,
+        instructions: &instructions,
+        license: &program.license,
+        types: Some(types.as_fd()),
+        functions: &function.func_info.func_info_bytes(),
+    };
+    syscall::load_program(kind, &code, &mut log).map_err(|source| {
         if source.raw_os_error() == Some(libc::EPERM) {
             return AttachError::Refused { call: "BPF_PROG_LOAD", extra: "", source };
         }

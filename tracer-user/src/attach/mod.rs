@@ -4,30 +4,38 @@
 //! descriptors: it is gone when they are dropped, also when the tracer is killed.
 
 mod armed;
+mod ended;
+mod followed;
 mod kernel;
 mod kernel_types;
 pub mod known_kernels;
 mod layout;
-mod live;
 mod load;
+mod mapped;
 mod mechanism;
 mod object;
 mod own_memory;
+mod pages;
 mod perf;
 mod programs;
 mod readiness;
+mod ring;
+mod settings;
 mod syscall;
 mod target;
 mod trial;
 
 pub use armed::{Armed, disarm};
-pub use kernel::{Globals, Kernel, ProbePoint, TableSizes};
+pub use ended::{AccountWords, SlotSet, close_accounts, forget_codes, take_blocks};
+pub use kernel::{Kernel, ProbePoint, TableSizes};
 pub use layout::kernel_layout;
-pub use live::forget_blocks;
 pub use mechanism::Mechanism;
 pub use own_memory::give_back_large_blocks;
+pub use pages::{PageSet, Sorted, resident_anonymous, sort_pages};
 pub use programs::Program;
 pub use readiness::Readiness;
+pub use ring::RingPositions;
+pub use settings::Globals;
 pub use target::{FilePlan, Slot, arm};
 pub use trial::trial;
 
@@ -113,6 +121,14 @@ pub enum AttachError {
         file: PathBuf,
         /// What the call said.
         source: io::Error,
+    },
+    /// Growth mode is not possible.
+    #[error(
+        "this kernel has no `{missing}`, which growth mode needs: use Linux 6.6 or later on x86-64, or another mode"
+    )]
+    NoPageFaults {
+        /// What was looked for.
+        missing: &'static str,
     },
     /// The process went away meanwhile.
     #[error("process {pid} ended before it was armed")]

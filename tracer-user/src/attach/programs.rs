@@ -57,11 +57,28 @@ impl Program {
 }
 
 /// The programs that others continue in, with their slots (`tracer-ebpf/src/kernel/maps.rs`).
-pub(super) const CONTINUED: [(u32, &str); 4] =
-    [(0, "define"), (1, "send_stack"), (2, "book_block"), (3, "send_code")];
+pub(super) const CONTINUED: [(u32, &str); 3] = [(0, "define"), (1, "send_stack"), (2, "book_block")];
 
-/// The one that only free-threaded interpreters need.
-pub(super) const FIND_THREAD: (u32, &str) = (4, "find_thread");
+/// The one, beside [`Program::PagePop`], that only free-threaded interpreters need.
+pub(super) const FIND_THREAD: (u32, &str) = (3, "find_thread");
+
+/// Programs on page faults, and the kernel's tracepoints that start them.
+pub(super) const ON_FAULTS: [(&str, &CStr); 4] = [
+    ("resident_move", c"vm_unmapped_area"),
+    ("resident_change", c"rss_stat"),
+    ("resident_kernel_fault", c"page_fault_kernel"),
+    ("resident_fault", c"page_fault_user"),
+];
+
+/// The programs that those continue in, with their slots (`tracer-ebpf/src/kernel/maps.rs`).
+pub(super) const ON_FAULTS_CONTINUED: [(u32, &str); 6] = [
+    (0, "resident_define"),
+    (1, "resident_send"),
+    (2, "resident_book"),
+    (3, "resident_find"),
+    (5, "resident_huge"),
+    (6, "resident_release"),
+];
 
 /// Programs on whole processes, and the kernel's tracepoints that start them.
 pub(super) const WATCHED: [(&str, &CStr); 3] = [

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_PROG_LOAD: i64 = 5;
+const BPF_BTF_LOAD: i64 = 18;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
@@ -32,6 +33,23 @@ struct ProgramLoad {
     name: [u8; 16],
     interface: u32,
     expected_attach_type: u32,
+    types: u32,
+    function_size: u32,
+    functions: u64,
+    function_count: u32,
+    padding: u32,
+}
+
+/// The head of `union bpf_attr` for `BPF_BTF_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct TypesLoad {
+    types: u64,
+    log_buffer: u64,
+    size: u32,
+    log_size: u32,
+    log_level: u32,
+    padding: u32,
 }
 
 /// `union bpf_attr` for `BPF_LINK_CREATE`, the `uprobe_multi` arm.
@@ -99,14 +117,37 @@ pub enum Kind {
     RawTracepoint,
 }
 
-/// Loads a relocated program. On failure the verifier's words go to `log`.
-pub fn load_program(
-    kind: Kind,
-    name: &str,
-    instructions: &[[u8; 8]],
-    license: &CStr,
-    log: &mut Vec<u8>,
-) -> io::Result<OwnedFd> {
+/// A relocated program.
+#[derive(Debug, Clone, Copy)]
+pub struct Code<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its instructions, those of the functions that it calls at the end.
+    pub instructions: &'a [[u8; 8]],
+    /// Its licence.
+    pub license: &'a CStr,
+    /// What [`load_types`] gave for its object.
+    pub types: Option<BorrowedFd<'a>>,
+    /// A `struct bpf_func_info` for each of its functions.
+    pub functions: &'a [u8],
+}
+
+/// `sizeof(struct bpf_func_info)`.
+const FUNCTION_BYTES: usize = 8;
+
+/// Loads the types of an object, as BTF.
+pub fn load_types(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut attributes = TypesLoad {
+        types: bytes.as_ptr() as u64,
+        size: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+        ..TypesLoad::default()
+    };
+    bpf(BPF_BTF_LOAD, &mut attributes).map(descriptor)
+}
+
+/// Loads a program. On failure the verifier's words go to `log`.
+pub fn load_program(kind: Kind, code: &Code<'_>, log: &mut Vec<u8>) -> io::Result<OwnedFd> {
+    let Code { name, instructions, license, types, functions } = *code;
     let mut attributes = ProgramLoad {
         program_type: match kind {
             Kind::UprobeMulti => BPF_PROG_TYPE_KPROBE,
@@ -119,6 +160,10 @@ pub fn load_program(
             Kind::UprobeMulti => BPF_TRACE_UPROBE_MULTI,
             Kind::RawTracepoint => 0,
         },
+        types: types.map_or(0, |types| types.as_raw_fd().cast_unsigned()),
+        function_size: FUNCTION_BYTES as u32,
+        functions: functions.as_ptr() as u64,
+        function_count: (functions.len() / FUNCTION_BYTES) as u32,
         ..ProgramLoad::default()
     };
     for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
@@ -183,7 +228,9 @@ pub fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<O
 pub fn multi_support() -> io::Result<MultiSupport> {
     /// `r0 = 0; exit`.
     const NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
-    let loaded = load_program(Kind::UprobeMulti, "alloctrace", &NOTHING, c"Dual MIT/GPL", &mut Vec::new());
+    let (name, license) = ("alloctrace", c"Dual MIT/GPL");
+    let code = Code { name, instructions: &NOTHING, license, types: None, functions: &[] };
+    let loaded = load_program(Kind::UprobeMulti, &code, &mut Vec::new());
     let program = match loaded {
         Ok(program) => program,
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Err(error),

@@ -69,7 +69,7 @@ fn probe_point(point: &Point, program: Program, slot: Slot) -> Option<ProbePoint
         PointKind::PopIndirect { block, pool } => (Program::Pop, kind::POP_INDIRECT, block, pool),
         PointKind::PushIndirect { block } => (Program::Push, kind::PUSH_INDIRECT, block, Register(0)),
         PointKind::NewPoolReturn => (Program::PoolReturn, kind::POOL_RETURN, NO_OPERAND, Register(0)),
-        PointKind::PagePop { block, page } => (Program::PagePop, kind::PAGE_POP, block, page),
+        PointKind::PagePop { block, page, .. } => (Program::PagePop, kind::PAGE_POP, block, page),
         PointKind::Malloc(MallocFunction::Free) if program == Program::MallocReturn => return None,
         PointKind::Malloc(called) if program == Program::MallocReturn => {
             (program, kind::MALLOC + number_of(called), NO_OPERAND, Register(0))
@@ -79,6 +79,13 @@ fn probe_point(point: &Point, program: Program, slot: Slot) -> Option<ProbePoint
         }
     };
     let cookie = Cookie::new(number, slot.number, block.register.0, block.displacement, pool.0);
+    let cookie = match point.kind {
+        PointKind::PagePop { version, .. } => {
+            let size = version.layout().block_size;
+            cookie.with_block_size(size.offset, size.bytes == 8)
+        }
+        _ => cookie,
+    };
     (of == program).then_some(ProbePoint { offset: point.offset, cookie })
 }
 

@@ -1,4 +1,4 @@
-//! Counts the blocks in use in mimalloc's pages, what free-threaded interpreters use in place of pymalloc.
+//! Counts the blocks in use in mimalloc's pages, what free-threaded interpreters use in place of pymalloc, and others under `PYTHONMALLOC=mimalloc`.
 //!
 //! Memory comes in segments of 32 MiB, at multiples of that. A segment begins with a header, and behind it is an array of slices; the first slice of each page is
 //! its `mi_page_t`, and `used` counts its blocks (Include/internal/mimalloc/mimalloc/types.h, Objects/mimalloc/segment.c). A block that another thread has
@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use super::arenas::{Reason, read};
 use crate::discover::memory::{Mapping, ReadMemory};
+use crate::plan::{Field, MimallocLayout, MimallocVersion};
 
 /// `MI_SEGMENT_SIZE`, 64-bit.
 const SEGMENT: u64 = 32 << 20;
@@ -16,24 +17,27 @@ const SEGMENT: u64 = 32 << 20;
 const MAX_SEGMENTS: usize = 1 << 15;
 /// `MI_SLICES_PER_SEGMENT`, and one more for huge blocks.
 const SLICES: u64 = SEGMENT / (64 << 10);
-/// Offsets in `mi_segment_t`, free-threaded 3.13 and 3.14.
-const COOKIE: usize = 216;
-const INFO_SLICES: usize = 232;
-const KIND: usize = 240;
-const SLICE_ENTRIES: usize = 248;
-const FIRST_SLICE: usize = 264;
-/// `sizeof(mi_page_t)` there, and offsets in it.
-const PAGE: usize = 96;
-const USED: usize = 24;
-const BLOCK_SIZE: usize = 28;
-const THREAD_FREE: usize = 40;
-const HEAP: usize = 48;
-/// `thread_delayed_free` in `mi_heap_t`.
-const DELAYED_FREE: u64 = 2840;
 /// `mi_thread_free_t` keeps two flags in its lowest bits.
 const FLAGS: u64 = 3;
 /// Blocks that may wait on one list: a page has at most 65,535.
 const LONGEST_LIST: usize = 1 << 16;
+
+/// Where a process's mimalloc keeps what is read of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLayout {
+    of: &'static MimallocLayout,
+    /// `sizeof(mi_page_t)`.
+    page: usize,
+}
+
+impl PageLayout {
+    /// That of a version, in a build with a lock or without.
+    pub fn new(version: MimallocVersion, is_free_threaded: bool) -> Self {
+        let of = version.layout();
+        let extra = if is_free_threaded { MimallocLayout::FREE_THREADED_EXTRA } else { 0 };
+        Self { of, page: usize::from(of.page) + usize::from(extra) }
+    }
+}
 
 /// What mimalloc's pages hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,30 +53,35 @@ pub struct PageCensus {
 }
 
 /// Counts the blocks in use in all pages of a process.
-pub fn blocks_in_pages(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<PageCensus, Reason> {
+pub fn blocks_in_pages(
+    memory: &impl ReadMemory,
+    mappings: &[Mapping],
+    layout: PageLayout,
+) -> Result<PageCensus, Reason> {
     let mut census = PageCensus::default();
     let mut heaps = BTreeSet::new();
     let mut used = 0;
-    for segment in segments(memory, mappings)? {
+    for segment in segments(memory, mappings, layout.of)? {
         census.segments += 1;
-        let mut slices = vec![0; PAGE * segment.slices];
-        read(memory, segment.address + FIRST_SLICE as u64, &mut slices)?;
+        let mut slices = vec![0; layout.page * segment.slices];
+        read(memory, segment.address + u64::from(layout.of.slices), &mut slices)?;
         let mut at = 0;
         while at < segment.slices {
-            let page = &slices[at * PAGE..(at + 1) * PAGE];
+            let page = &slices[at * layout.page..(at + 1) * layout.page];
             // What is not a page has no slices of its own; go on with the next one rather than never.
             at += (half(page, 0) as usize).max(1);
-            if half(page, BLOCK_SIZE) == 0 || half(page, USED) == 0 {
+            let blocks = field(page, layout.of.used);
+            if field(page, layout.of.block_size) == 0 || blocks == 0 {
                 continue;
             }
             census.pages += 1;
-            used += u64::from(half(page, USED));
-            census.waiting += length_of_list(memory, word(page, THREAD_FREE) & !FLAGS);
-            heaps.insert(word(page, HEAP));
+            used += blocks;
+            census.waiting += length_of_list(memory, word(page, layout.of.thread_free.into()) & !FLAGS);
+            heaps.insert(word(page, layout.of.heap.into()));
         }
     }
     for heap in heaps.into_iter().filter(|heap| *heap != 0) {
-        let first = memory.read_u64(heap.wrapping_add(DELAYED_FREE)).unwrap_or(0);
+        let first = memory.read_u64(heap.wrapping_add(layout.of.delayed_free.into())).unwrap_or(0);
         census.waiting += length_of_list(memory, first);
     }
     census.blocks = used.saturating_sub(census.waiting);
@@ -95,7 +104,11 @@ struct Segment {
 }
 
 /// All memory that is marked as a segment. `cookie` is the address with the process's own random number on it (`_mi_ptr_cookie`): one number for all.
-fn segments(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<Vec<Segment>, Reason> {
+fn segments(
+    memory: &impl ReadMemory,
+    mappings: &[Mapping],
+    layout: &MimallocLayout,
+) -> Result<Vec<Segment>, Reason> {
     let mut found: Vec<(u64, Segment)> = Vec::new();
     let mut looked_at = 0;
     let usable =
@@ -107,12 +120,12 @@ fn segments(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<Vec<Segmen
             if looked_at > MAX_SEGMENTS {
                 return Err(Reason::TooLarge { pools: MAX_SEGMENTS as u64 });
             }
-            let mut header = [0; FIRST_SLICE];
+            let mut header = vec![0; layout.slices.into()];
             // A mapping may be gone again, or too short for a header.
             if memory.read(address, &mut header).is_ok()
-                && let Some(slices) = slices_of(&header)
+                && let Some(slices) = slices_of(&header, layout)
             {
-                let number = word(&header, COOKIE) ^ address;
+                let number = word(&header, layout.cookie.into()) ^ address;
                 found.push((number, Segment { address, slices }));
             }
         }
@@ -125,13 +138,18 @@ fn segments(memory: &impl ReadMemory, mappings: &[Mapping]) -> Result<Vec<Segmen
 }
 
 /// The slices of a segment, if this can be the header of one.
-fn slices_of(header: &[u8; FIRST_SLICE]) -> Option<usize> {
-    let (information, entries) = (word(header, INFO_SLICES), word(header, SLICE_ENTRIES));
-    let is_one = word(header, COOKIE) != 0
-        && half(header, KIND) <= 1
+fn slices_of(header: &[u8], layout: &MimallocLayout) -> Option<usize> {
+    let information = word(header, layout.info_slices.into());
+    let entries = word(header, layout.slice_entries.into());
+    let is_one = word(header, layout.cookie.into()) != 0
+        && half(header, layout.kind.into()) <= 1
         && (1..=16).contains(&information)
         && (information..=SLICES + 1).contains(&entries);
     is_one.then_some(usize::try_from(entries).ok()?)
+}
+
+fn field(bytes: &[u8], field: Field) -> u64 {
+    word(bytes, field.offset.into()) & (u64::MAX >> (64 - 8 * u32::from(field.bytes).clamp(1, 8)))
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
@@ -148,6 +166,16 @@ mod tests {
     use std::io;
 
     const BASE: u64 = 3 * SEGMENT;
+    const LAYOUTS: [(MimallocVersion, bool); 4] = [
+        (MimallocVersion::V2_1, false),
+        (MimallocVersion::V2_1, true),
+        (MimallocVersion::V2_5, false),
+        (MimallocVersion::V2_5, true),
+    ];
+
+    fn layouts() -> impl Iterator<Item = PageLayout> {
+        LAYOUTS.into_iter().map(|(version, is_free_threaded)| PageLayout::new(version, is_free_threaded))
+    }
 
     struct Fake(Vec<u8>);
 
@@ -161,16 +189,20 @@ mod tests {
     }
 
     impl Fake {
-        fn set(&mut self, at: u64, value: u64) {
+        fn set(&mut self, at: u64, value: u64, bytes: u8) {
             let at = at as usize;
-            self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            self.0[at..at + usize::from(bytes)].copy_from_slice(&value.to_le_bytes()[..bytes.into()]);
         }
 
-        fn page(&mut self, slice: u64, slices: u64, used: u64, thread_free: u64) {
-            let at = FIRST_SLICE as u64 + slice * PAGE as u64;
-            self.set(at, slices);
-            self.set(at + USED as u64, used | 48 << 32);
-            self.set(at + THREAD_FREE as u64, thread_free);
+        fn page(&mut self, layout: PageLayout, slice: u64, slices: u64, used: u64, thread_free: u64) {
+            let at = u64::from(layout.of.slices) + slice * layout.page as u64;
+            self.set(at, slices, 4);
+            // What lies behind each number must not be taken for a part of it.
+            let (counter, size) = (layout.of.used, layout.of.block_size);
+            self.set(at + u64::from(counter.offset), u64::MAX, 8);
+            self.set(at + u64::from(counter.offset), used, counter.bytes);
+            self.set(at + u64::from(size.offset), 48, size.bytes);
+            self.set(at + u64::from(layout.of.thread_free), thread_free, 8);
         }
     }
 
@@ -178,36 +210,42 @@ mod tests {
         crate::discover::memory::parse_mappings(&format!("{BASE:x}-{:x} rw-p 0 00:00 0", BASE + SEGMENT))
     }
 
-    fn segment() -> Fake {
+    fn segment(layout: PageLayout) -> Fake {
         let mut memory = Fake(vec![0; 1 << 20]);
-        memory.set(COOKIE as u64, BASE ^ 0x1234);
-        memory.set(INFO_SLICES as u64, 1);
-        memory.set(SLICE_ENTRIES as u64, SLICES);
-        memory.page(0, 1, 0, 0);
+        memory.set(layout.of.cookie.into(), BASE ^ 0x1234, 8);
+        memory.set(layout.of.info_slices.into(), 1, 8);
+        memory.set(layout.of.slice_entries.into(), SLICES, 8);
+        memory.page(layout, 0, 1, 0, 0);
         memory
     }
 
     #[test]
     fn blocks_that_wait_are_taken_off() {
-        let mut memory = segment();
-        memory.page(1, 2, 100, (BASE + 0x8_0000) | 2);
-        memory.page(3, 1, 7, 0);
-        memory.set(0x8_0000, BASE + 0x8_0100);
-        let census = blocks_in_pages(&memory, &mappings()).unwrap();
-        assert_eq!(census, PageCensus { segments: 1, pages: 2, blocks: 105, waiting: 2 });
+        for layout in layouts() {
+            let mut memory = segment(layout);
+            memory.page(layout, 1, 2, 100, (BASE + 0x8_0000) | 2);
+            memory.page(layout, 3, 1, 7, 0);
+            memory.set(0x8_0000, BASE + 0x8_0100, 8);
+            let census = blocks_in_pages(&memory, &mappings(), layout).unwrap();
+            assert_eq!(census, PageCensus { segments: 1, pages: 2, blocks: 105, waiting: 2 }, "{layout:?}");
+        }
     }
 
     #[test]
     fn a_list_in_a_circle_ends() {
-        let mut memory = segment();
-        memory.page(1, 1, 9, BASE + 0x8_0000);
-        memory.set(0x8_0000, BASE + 0x8_0000);
-        assert_eq!(blocks_in_pages(&memory, &mappings()).unwrap().blocks, 0);
+        for layout in layouts() {
+            let mut memory = segment(layout);
+            memory.page(layout, 1, 1, 9, BASE + 0x8_0000);
+            memory.set(0x8_0000, BASE + 0x8_0000, 8);
+            assert_eq!(blocks_in_pages(&memory, &mappings(), layout).unwrap().blocks, 0);
+        }
     }
 
     #[test]
     fn memory_without_a_header_is_no_segment() {
-        let census = blocks_in_pages(&Fake(vec![0xff; 1 << 20]), &mappings()).unwrap();
-        assert_eq!(census, PageCensus::default());
+        for layout in layouts() {
+            let census = blocks_in_pages(&Fake(vec![0xff; 1 << 20]), &mappings(), layout).unwrap();
+            assert_eq!(census, PageCensus::default());
+        }
     }
 }

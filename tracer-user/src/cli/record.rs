@@ -87,6 +87,8 @@ pub struct Arguments {
 enum Mode {
     /// Every allocation and free
     Exact,
+    /// Page faults and no allocator: whose stacks make resident memory grow
+    Growth,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -102,6 +104,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         follow: !arguments.no_follow,
         any_kernel: arguments.any_kernel,
         bare: arguments.bench_empty,
+        growth: arguments.mode == Mode::Growth,
     };
     let mut console = Console::new(arguments, path, format);
     let runtime =

@@ -23,7 +23,9 @@ pub enum DiscoverError {
         pid: u32,
     },
     /// We may not look at it.
-    #[error("not allowed to read process {pid}: run as root, or with CAP_SYS_PTRACE")]
+    #[error(
+        "not allowed to read process {pid}: run as root, or with CAP_SYS_PTRACE; if that is so, a container or security module forbids it"
+    )]
     NotAllowed {
         /// The process.
         pid: u32,
@@ -199,7 +201,15 @@ impl Target {
                 name.starts_with("libc.so") || name.starts_with("libc-") || name.starts_with("ld-musl");
             is_c_library.then(|| with_bias(file, mapping)).flatten()
         });
-        let thread_self_distance = c_library.as_ref().map_or(0, known_distance);
+        let thread_self_distance = match c_library.as_ref().map(|file| std::fs::read(&file.path)) {
+            None => 0,
+            // The file is named by what maps it: the process has ended, or become another program.
+            Some(Err(source)) if !mappings(proc_root, pid).is_ok_and(|now| now == mapped) => {
+                let path = proc_root.join(pid.to_string()).join("map_files");
+                return Err(DiscoverError::Read { path, source });
+            }
+            Some(read) => known_distance(&c_library, &read.unwrap_or_default()),
+        };
         Ok(Self { pid, command, interpreter, c_library, thread_self_distance })
     }
 }
@@ -217,10 +227,10 @@ impl Target {
 }
 
 /// Without the distance threads cannot prove themselves, so stacks of malloc blocks are missing (`end::FOREIGN_THREAD`): said once.
-fn known_distance(c_library: &MappedFile) -> u32 {
-    let bytes = std::fs::read(&c_library.path).unwrap_or_default();
-    thread_self_distance(&bytes).unwrap_or_else(|error| {
-        tracing::warn!(file = c_library.name, %error, "memory from malloc will have no Python stacks");
+fn known_distance(c_library: &Option<MappedFile>, bytes: &[u8]) -> u32 {
+    thread_self_distance(bytes).unwrap_or_else(|error| {
+        let file = c_library.as_ref().map_or("", |file| &file.name);
+        tracing::warn!(file, %error, "memory from malloc will have no Python stacks");
         0
     })
 }

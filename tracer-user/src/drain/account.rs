@@ -2,7 +2,7 @@
 
 use tracer_ebpf::abi::PROCESSES;
 
-use crate::attach::{AttachError, Globals, Kernel};
+use crate::attach::{AccountWords, AttachError, Globals, Kernel};
 use crate::profile::{Amount, Domain, Values};
 
 /// One account.
@@ -45,8 +45,15 @@ pub struct Totals {
     pub abandoned_calls: u64,
 }
 
+impl Totals {
+    /// Allocations and frees that were seen.
+    #[must_use]
+    pub fn events_seen(&self) -> u64 {
+        self.pops + self.pushes + self.mallocs + self.frees
+    }
+}
+
 const TOTALS: usize = size_of::<tracer_ebpf::tables::Totals>() / 8;
-const ACCOUNT: usize = size_of::<tracer_ebpf::tables::Account>() / 8;
 
 /// Reads one process's totals.
 pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
@@ -106,8 +113,8 @@ pub fn read_accounts(
     let used = u32::try_from(used).unwrap_or(u32::MAX).min(kernel.sizes().accounts);
     // The processes' own accounts come first.
     for account in 1..used.max(PROCESSES) {
-        let words: [u64; ACCOUNT] = kernel.words("ACCOUNTS", account)?;
-        if let Some(row) = row(account, words, &peak_at) {
+        let words: AccountWords = kernel.words("ACCOUNTS", account)?;
+        if let Some(row) = account_row(account, words, &peak_at) {
             visit(row);
         }
     }
@@ -115,7 +122,9 @@ pub fn read_accounts(
 }
 
 /// The counters' meaning; see `tracer_ebpf::account` for the rule of the peak.
-fn row(account: u32, words: [u64; ACCOUNT], peak_at: impl Fn(u32) -> u64) -> Option<AccountRow> {
+///
+/// `peak_at`: as in [`read_accounts`]. `None` for one that counted nothing.
+pub fn account_row(account: u32, words: AccountWords, peak_at: impl Fn(u32) -> u64) -> Option<AccountRow> {
     let [
         owner,
         _sent,
@@ -128,7 +137,7 @@ fn row(account: u32, words: [u64; ACCOUNT], peak_at: impl Fn(u32) -> u64) -> Opt
         changed,
         temporary_count,
         temporary_bytes,
-        _spare,
+        _link,
     ] = words;
     if owner == 0 || allocated_count == 0 {
         return None;
@@ -141,7 +150,11 @@ fn row(account: u32, words: [u64; ACCOUNT], peak_at: impl Fn(u32) -> u64) -> Opt
         account,
         process,
         thread: owner as u32,
-        domain: if owner >> 32 & 1 == 0 { Domain::Pymalloc } else { Domain::Malloc },
+        domain: match owner >> 32 & 3 {
+            0 => Domain::Pymalloc,
+            1 => Domain::Malloc,
+            _ => Domain::Resident,
+        },
         values: Values {
             allocated: Amount { bytes: allocated_bytes, count: allocated_count },
             live,
@@ -159,10 +172,10 @@ mod tests {
     fn a_change_after_the_peak_shows_what_was_kept() {
         let owner = tracer_ebpf::account::owner(7, 1, 3);
         let words = [owner, 1, 9, 900, 2, 200, 5, 500, 40, 1, 100, 0];
-        let after = row(2000, words, |_| 30).unwrap();
+        let after = account_row(2000, words, |_| 30).unwrap();
         assert_eq!((after.process, after.thread, after.domain), (3, 7, Domain::Malloc));
         assert_eq!(after.values.peak, Amount { bytes: 500, count: 5 });
-        let before = row(2000, words, |_| 40).unwrap();
+        let before = account_row(2000, words, |_| 40).unwrap();
         assert_eq!(before.values.peak, Amount { bytes: 200, count: 2 });
     }
 }

@@ -7,6 +7,6 @@ mod account;
 mod records;
 mod thinning;
 
-pub use account::{AccountRow, Totals, read_accounts, read_totals};
+pub use account::{AccountRow, Totals, account_row, read_accounts, read_totals};
 pub use records::{Event, ProcessEvent, decode};
-pub use thinning::live_bytes_error;
+pub use thinning::{live_bytes_error, variance_of_block};

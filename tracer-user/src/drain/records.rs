@@ -83,6 +83,8 @@ pub enum ProcessEvent {
         pid: u32,
         /// When.
         nanoseconds: u64,
+        /// Whether the program's name begins with `python`.
+        is_named_python: bool,
     },
     /// A followed process has ended.
     Exit {
@@ -107,16 +109,16 @@ pub fn decode(bytes: &[u8]) -> Event {
 
 fn process(bytes: &[u8]) -> Option<Event> {
     let (told, _) = ProcessRecord::read_from_prefix(bytes).ok()?;
-    let ProcessRecord { record, pid, parent, shares_memory, nanoseconds, pops, pushes } = told;
+    let ProcessRecord { record, pid, parent, mark, nanoseconds, pops, pushes } = told;
     Some(Event::Process(match record {
         record::FORK => ProcessEvent::Fork {
             pid,
             parent,
-            shares_memory: shares_memory != 0,
+            shares_memory: mark != 0,
             nanoseconds,
             parent_events: (pops, pushes),
         },
-        record::EXEC => ProcessEvent::Exec { pid, nanoseconds },
+        record::EXEC => ProcessEvent::Exec { pid, nanoseconds, is_named_python: mark != 0 },
         _ => ProcessEvent::Exit { pid },
     }))
 }
@@ -182,7 +184,10 @@ mod tests {
     fn exec() {
         let words = [record::EXEC, 4711, 0, 0, 7, 0, 0, 0, 0, 0];
         let bytes: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
-        assert_eq!(decode(&bytes), Event::Process(ProcessEvent::Exec { pid: 4711, nanoseconds: 7 }));
+        assert_eq!(
+            decode(&bytes),
+            Event::Process(ProcessEvent::Exec { pid: 4711, nanoseconds: 7, is_named_python: false })
+        );
     }
 
     #[test]

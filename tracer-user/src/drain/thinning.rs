@@ -16,12 +16,13 @@ const WORDS: usize = 2 * ENTRIES + 2;
 /// Half the width of the 95 % interval of a normal distribution, in standard deviations.
 const NORMAL_95: f64 = 1.96;
 
-/// Half the width of the 95 % interval of all live bytes of the processes in these slots.
+/// Half the width of the 95 % interval of all live bytes of the processes in these slots, and of blocks that are in the table no
+/// more, whose variance is `taken_out`.
 ///
 /// # Errors
 /// When the table cannot be read.
-pub fn live_bytes_error(kernel: &Kernel, slots: &[u16]) -> Result<u64, AttachError> {
-    let mut variance = 0.0;
+pub fn live_bytes_error(kernel: &Kernel, slots: &[u16], taken_out: f64) -> Result<u64, AttachError> {
+    let mut variance = taken_out;
     for bucket in 0..kernel.sizes().live_buckets {
         variance += variance_of(&kernel.words("LIVE", bucket)?, slots);
     }
@@ -37,13 +38,17 @@ fn variance_of(words: &[u64; WORDS], slots: &[u16]) -> f64 {
         let slot = (*key & u64::from(PROCESSES - 1)) as u16;
         **key != 0 && slots.contains(&slot)
     });
-    ours.map(|(_, value)| Entry(*value))
-        .filter(|entry| entry.is_counted())
-        .map(|entry| {
-            let (size, weight) = (entry.size() as f64, entry.weight() as f64);
-            size * size * weight * (weight - 1.0)
-        })
-        .sum()
+    ours.map(|(_, value)| variance_of_block(Entry(*value))).sum()
+}
+
+/// What one block adds.
+#[must_use]
+pub fn variance_of_block(entry: Entry) -> f64 {
+    if !entry.is_counted() {
+        return 0.0;
+    }
+    let (size, weight) = (entry.size() as f64, entry.weight() as f64);
+    size * size * weight * (weight - 1.0)
 }
 
 #[cfg(test)]

@@ -118,7 +118,17 @@ fn temporary_beside(path: &Path) -> Result<NamedTempFile, OutputError> {
         // As for any new file: everybody may, less the umask.
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder(path));
-    created.map_err(|source| OutputError::Folder { folder: folder(path).to_owned(), source })
+    created.map_err(|error| OutputError::Folder {
+        folder: folder(path).to_owned(),
+        source: without_its_name(&error),
+    })
+}
+
+/// The crate adds the name that it made up, which says nothing to whoever asked for another.
+fn without_its_name(error: &io::Error) -> io::Error {
+    let text = error.to_string();
+    let cause = text.split_once(" at path ").map_or(&*text, |(cause, _)| cause);
+    io::Error::new(error.kind(), cause.to_owned())
 }
 
 /// A file that is replaced keeps its mode, and its owner where we may give files away.

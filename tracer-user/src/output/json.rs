@@ -12,7 +12,7 @@ use super::{
     aggregate::{By, Key, Report, Row, frame_texts, stack_text},
     text::is_invisible,
 };
-use crate::profile::{Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process};
+use crate::profile::{Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process, Residence};
 
 /// The version of the form.
 const SCHEMA: u32 = 1;
@@ -30,10 +30,19 @@ struct Document<'a> {
     coverage: &'a Coverage,
     losses: &'a Losses,
     cost: &'a Cost,
-    processes: &'a [Process],
+    processes: Vec<JsonProcess<'a>>,
     rows: Vec<JsonRow<'a>>,
     /// Rows left out by `--top`.
     rows_omitted: usize,
+}
+
+#[derive(Serialize)]
+struct JsonProcess<'a> {
+    #[serde(flatten)]
+    process: &'a Process,
+    /// Growth mode: how far its stacks were off, in percent of what the kernel says has come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    residence_difference_percent: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -84,7 +93,7 @@ pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) ->
         coverage: &recording.coverage,
         losses: &recording.losses,
         cost: &recording.cost,
-        processes: &report.profile.processes,
+        processes: report.profile.processes.iter().map(json_process).collect(),
         rows: report.rows[..shown].iter().map(|row| json_row(report, &texts, row)).collect(),
         rows_omitted: report.rows.len() - shown,
     };
@@ -101,6 +110,11 @@ pub fn write_document(document: &impl Serialize, writer: &mut dyn Write) -> Resu
     writeln!(writer).map_err(OutputError::Write)
 }
 
+fn json_process(process: &Process) -> JsonProcess<'_> {
+    let percent = process.residence.as_ref().and_then(Residence::difference_percent);
+    JsonProcess { process, residence_difference_percent: percent }
+}
+
 fn json_row<'a>(report: &Report<'a>, texts: &'a [String], row: &'a Row<'a>) -> JsonRow<'a> {
     let Amount { bytes, count } = row.amount;
     let bytes_error = is_exact(report).then_some(0);
@@ -111,7 +125,7 @@ fn json_row<'a>(report: &Report<'a>, texts: &'a [String], row: &'a Row<'a>) -> J
 fn is_exact(report: &Report<'_>) -> bool {
     let recording = &report.profile.recording;
     let thinned = recording.losses.thinned > 0 && report.metric != Metric::Allocated;
-    recording.mode == "exact" && !thinned
+    matches!(&*recording.mode, "exact" | "growth") && !thinned
 }
 
 fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> JsonKey<'a> {

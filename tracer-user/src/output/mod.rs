@@ -34,9 +34,7 @@ pub enum OutputError {
         name: String,
     },
     /// Types were asked for.
-    #[error(
-        "the profile was recorded without types: use --by line, or `alloctrace census` on a running process"
-    )]
+    #[error("the profile was recorded without types: use --by line or --by function")]
     NoTypes,
     /// A flame graph of nothing.
     #[error("nothing to draw: the profile holds no {metric} memory; choose another --metric")]

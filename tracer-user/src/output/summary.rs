@@ -3,7 +3,9 @@
 //! What cannot be vouched for is said here too: coverage and every loss. It must not know any format.
 
 use super::text;
-use crate::profile::{Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Profile, Unit};
+use crate::profile::{
+    Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Residence, Unit,
+};
 
 /// `peak 121.30 MiB in 10,050 blocks`.
 pub fn total(metric: Metric, amount: Amount) -> String {
@@ -38,8 +40,38 @@ pub fn lines(profile: &Profile) -> Vec<String> {
         totals.join("; "),
         format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
     ];
+    lines.extend(profile.processes.iter().filter_map(residence));
     lines.extend(unseen(profile).map(|(process, what)| format!("{process}: {what}")));
     lines
+}
+
+/// Growth mode: what the stacks of a process hold against what the kernel says of it.
+fn residence(process: &Process) -> Option<String> {
+    let residence = process.residence.as_ref()?;
+    let who = text::process(process);
+    let Residence::Compared { before, after, gone_before, gone_unseen, come_unseen, .. } = residence else {
+        let Residence::Uncompared { uncompared } = residence else { return None };
+        return Some(format!("{who}: not compared with the kernel's figures: {}", text::visible(uncompared)));
+    };
+    let (kernel, stacks) = residence.both()?;
+    let difference = match residence.difference_percent() {
+        Some(percent) => format!("{percent:+.2} %"),
+        None => "nothing to compare with".to_owned(),
+    };
+    let come = text::bytes(u64::try_from(kernel.max(0)).unwrap_or(u64::MAX));
+    let kernel = format!(
+        "{who}: the kernel's RssAnon {} to {}, {} of the first gone: {come} new",
+        text::bytes(*before),
+        text::bytes(*after),
+        text::bytes(*gone_before)
+    );
+    let corrected = match (gone_unseen, come_unseen) {
+        (0, 0) => String::new(),
+        (gone, come) => {
+            format!("; corrected: {} gone, {} come unseen", text::bytes(*gone), text::bytes(*come))
+        }
+    };
+    Some(format!("{kernel}; its stacks hold {} ({difference}){corrected}", text::bytes(stacks)))
 }
 
 /// What the recording knows that it could not see, with the process whose memory it is.

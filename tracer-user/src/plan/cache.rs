@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::elf::Elf;
 use super::{
     InterpreterPlan, Plan, PlanError, PointKind, Register, plan_free_threaded, plan_interpreter, plan_malloc,
+    plan_with_mimalloc,
 };
 
 /// Raised with every change of the format *or of what the finders find*: an old plan must not outlive them.
-const FORMAT: u32 = 11;
+const FORMAT: u32 = 13;
 /// A plan of 254 points takes about 40 KB; anything longer is not ours.
 const LONGEST_ENTRY: u64 = 4 << 20;
 /// What an interpreter's entries are called by.
@@ -78,6 +79,11 @@ impl PlanCache {
     /// The plan of a free-threaded interpreter: from the cache, or made and stored.
     pub fn free_threaded(&self, file: &[u8]) -> Result<InterpreterPlan, PlanError> {
         self.find_or_make(file, "free-threaded", plan_free_threaded)
+    }
+
+    /// The plan of an interpreter with a lock and of its mimalloc: from the cache, or made and stored.
+    pub fn with_mimalloc(&self, file: &[u8]) -> Result<InterpreterPlan, PlanError> {
+        self.find_or_make(file, "interpreter-mimalloc", plan_with_mimalloc)
     }
 
     /// The plan of a file with an allocator: from the cache, or made and stored.
@@ -182,7 +188,7 @@ fn names_registers(kind: PointKind) -> bool {
         PointKind::Pop { block, pool }
         | PointKind::PopIndirect { block, pool }
         | PointKind::NewPoolBranch { block, pool } => exists(block.register) && exists(pool),
-        PointKind::PagePop { block, page } => exists(block.register) && exists(page),
+        PointKind::PagePop { block, page, .. } => exists(block.register) && exists(page),
         PointKind::Push { block } | PointKind::PushIndirect { block } => exists(block.register),
         PointKind::NewPoolReturn | PointKind::Malloc(_) => true,
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::allocator_tables::{AllocatorTables, find_tables};
 use super::elf::{Elf, FunctionExtent, extent_of};
 use super::finder::{ColdSite, Findings, InstructionSet, References, Site, Verdict, find, references};
+use super::mimalloc::MimallocVersion;
 use super::thread_slot::{ThreadSlot, find_slot};
 use super::{FileOffset, Plan, Point, PointKind};
 
@@ -22,6 +23,8 @@ pub struct InterpreterPlan {
     pub allocators: AllocatorTables,
     /// Where a thread's state is found, if not by the lock's holder.
     pub thread_slot: Option<ThreadSlot>,
+    /// Whose pages the points are on that are on pages; `None` where none are.
+    pub mimalloc: Option<MimallocVersion>,
 }
 
 /// Figures of one search.
@@ -85,11 +88,21 @@ pub enum PlanNote {
         /// Pushes found.
         pushes: usize,
     },
-    /// A free-threaded interpreter without a mimalloc that we know. 3.14.4 has that of 3.13, 3.14.10 another (docs/decisions/0014).
+    /// An interpreter without a mimalloc that we know.
     #[error(
-        "no place takes blocks from pages as mimalloc 2.1 does; free-threaded builds with a newer one, such as 3.14.10, cannot be traced yet"
+        "no place takes blocks from pages as mimalloc 2.1 and 2.5 do; this interpreter's mimalloc cannot be traced"
     )]
     NoPages,
+    /// A free-threaded interpreter with a newer mimalloc than any that was recorded.
+    #[error(
+        "this is mimalloc 2.5 in a free-threaded build, such as 3.14.10: none was there to be tried, so it is refused; builds with a lock are traced with it"
+    )]
+    UntriedPages,
+    /// Sites of two versions.
+    #[error(
+        "some places take blocks from pages as mimalloc 2.1 does and some as 2.5 does; none of them is trusted"
+    )]
+    MixedPages,
     /// Two sites disagree on the size of a pool.
     #[error("pools of {first} and of {second} bytes in one file; some sites may be false")]
     PoolSizesDiffer {
@@ -124,6 +137,7 @@ pub fn plan_interpreter<Set: InstructionSet>(elf: &Elf<'_>) -> InterpreterPlan {
         checks,
         allocators: find_tables::<Set>(elf),
         thread_slot: find_slot(elf),
+        mimalloc: None,
     }
 }
 

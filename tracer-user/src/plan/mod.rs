@@ -7,9 +7,10 @@ mod allocator_tables;
 pub mod cache;
 pub mod elf;
 mod finder;
-mod free_threaded;
 mod interpreter;
 mod malloc;
+mod mimalloc;
+mod pages;
 mod thread_self;
 mod thread_slot;
 mod x86;
@@ -18,6 +19,7 @@ pub use allocator_tables::{AllocatorTables, TablePlace};
 pub use finder::Verdict;
 pub use interpreter::{InterpreterChecks, InterpreterPlan, PlanNote};
 pub use malloc::Families;
+pub use mimalloc::{Field, MimallocLayout, MimallocVersion};
 pub use thread_self::{ThreadSelfError, thread_self_distance};
 pub use thread_slot::ThreadSlot;
 
@@ -55,8 +57,18 @@ pub fn plan_interpreter(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
 pub fn plan_free_threaded(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
     let elf = Elf::parse(file)?;
     match elf.machine() {
-        Machine::X86_64 => Ok(free_threaded::plan_free_threaded::<X86>(&elf)),
-        Machine::Aarch64 => Ok(free_threaded::plan_free_threaded::<Aarch64>(&elf)),
+        Machine::X86_64 => Ok(pages::plan_free_threaded::<X86>(&elf)),
+        Machine::Aarch64 => Ok(pages::plan_free_threaded::<Aarch64>(&elf)),
+        machine @ Machine::Other(_) => Err(PlanError::UnsupportedArchitecture { machine }),
+    }
+}
+
+/// Plans an interpreter with a lock that runs under `PYTHONMALLOC=mimalloc`: the points of [`plan_interpreter`], and those of its mimalloc.
+pub fn plan_with_mimalloc(file: &[u8]) -> Result<InterpreterPlan, PlanError> {
+    let elf = Elf::parse(file)?;
+    match elf.machine() {
+        Machine::X86_64 => Ok(pages::plan_both::<X86>(&elf)),
+        Machine::Aarch64 => Ok(pages::plan_both::<Aarch64>(&elf)),
         machine @ Machine::Other(_) => Err(PlanError::UnsupportedArchitecture { machine }),
     }
 }
@@ -150,6 +162,8 @@ pub enum PointKind {
         block: Operand,
         /// Its page.
         page: Register,
+        /// Whose page it is.
+        version: MimallocVersion,
     },
     /// Entry (and, but for `free`, return) of a malloc function. The stack pointer at the offset is that of the function's entry.
     Malloc(MallocFunction),

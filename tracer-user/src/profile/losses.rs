@@ -28,8 +28,14 @@ pub struct Losses {
     pub blocks_before_armed: u64,
     /// Python processes that should have been followed and were not: no place for them, or they could not be armed.
     pub unfollowed_processes: u64,
+    /// Python processes, by their name or as forks of such, that ended before they could be armed: what they took is not in the profile.
+    pub ended_unarmed_processes: u64,
     /// Forks, execs and ends that the kernel half could not tell of.
     pub untold_processes: u64,
+    /// Stacks of processes that had ended, given up to bound the tracer's memory: their bytes are under the marker "other stacks".
+    pub merged_stacks: u64,
+    /// Accounts whose stack never came, or came in part: their bytes are under the marker "stack not received".
+    pub unreceived_stacks: u64,
 }
 
 /// What [`Losses::blocks_before_armed`] is called.
@@ -38,7 +44,7 @@ pub const BLOCKS_BEFORE_ARMED: &str = "blocks that followed processes took befor
 impl Losses {
     /// Each cause with what it counts, in the order in which users are told.
     #[must_use]
-    pub fn causes(&self) -> [(u64, &'static str); 12] {
+    pub fn causes(&self) -> [(u64, &'static str); 15] {
         let Self {
             live_table_full,
             stack_table_full,
@@ -51,7 +57,10 @@ impl Losses {
             missed_probes,
             blocks_before_armed,
             unfollowed_processes,
+            ended_unarmed_processes,
             untold_processes,
+            merged_stacks,
+            unreceived_stacks,
         } = *self;
         [
             (live_table_full, "blocks without a place in the live table"),
@@ -65,7 +74,10 @@ impl Losses {
             (missed_probes, "missed probes"),
             (blocks_before_armed, BLOCKS_BEFORE_ARMED),
             (unfollowed_processes, "processes that could not be followed"),
+            (ended_unarmed_processes, "processes that ended before they were armed"),
             (untold_processes, "forks, execs or ends of processes untold"),
+            (merged_stacks, "stacks of ended processes merged"),
+            (unreceived_stacks, "stacks not received"),
         ]
     }
 

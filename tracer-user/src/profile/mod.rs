@@ -8,6 +8,7 @@ mod places;
 pub mod pprof;
 mod proto;
 mod read;
+mod residence;
 mod samples;
 mod stack;
 mod wire;
@@ -18,6 +19,7 @@ pub use self::losses::{BLOCKS_BEFORE_ARMED, Losses};
 pub use self::{
     metric::{Metric, Unit, UnknownName},
     read::{FOREIGN_MODE, ReadError},
+    residence::Residence,
     stack::{Frames, Stack},
 };
 
@@ -50,6 +52,8 @@ pub enum Domain {
     Pymalloc,
     /// The C library's malloc family.
     Malloc,
+    /// None: pages of resident anonymous memory.
+    Resident,
 }
 
 /// What a frame is; outputs choose colours and text by it.
@@ -125,6 +129,9 @@ pub struct Process {
     /// What its objects came from, such as `pymalloc, then tracemalloc over pymalloc`; empty where it was not looked at.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub allocator: String,
+    /// In growth mode: its stacks against the kernel's own figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residence: Option<Residence>,
 }
 
 /// A process that was found by itself, and what is missing of it.

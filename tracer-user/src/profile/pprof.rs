@@ -102,6 +102,7 @@ pub(super) fn domain_name(domain: Domain) -> &'static str {
     match domain {
         Domain::Pymalloc => "pymalloc",
         Domain::Malloc => "malloc",
+        Domain::Resident => "resident",
     }
 }
 

@@ -147,7 +147,9 @@ impl<'a> Samples<'a> {
 
     fn domain(&self, index: i64) -> Result<Option<Domain>, ReadError> {
         let name = self.fields.string(index)?;
-        Ok([Domain::Pymalloc, Domain::Malloc].into_iter().find(|domain| domain_name(*domain) == name))
+        Ok([Domain::Pymalloc, Domain::Malloc, Domain::Resident]
+            .into_iter()
+            .find(|domain| domain_name(*domain) == name))
     }
 
     fn process(&mut self, labels: &Labels) -> Result<ProcessIndex, ReadError> {

@@ -3,7 +3,7 @@
 //! It must not know line table formats (see `lines`) or string layouts (see `code`). Memory is bounded by [`Limits`].
 
 use indexmap::IndexSet;
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use tracer_ebpf::abi::RawFrame;
 
 use super::{
@@ -133,6 +133,16 @@ impl Resolver {
     /// Says which interpreter a process runs; to be called before its definitions arrive.
     pub fn add_process(&mut self, process: ProcessIndex, layout: InterpreterLayout) {
         self.layouts.insert(process, layout);
+    }
+
+    /// Drops what is known of the code of these processes: they have ended, and their stacks are resolved.
+    pub fn forget(&mut self, processes: &[ProcessIndex]) {
+        for process in processes {
+            self.layouts.remove(process);
+        }
+        // One look at the table for all of them.
+        let of_them: FxHashSet<ProcessIndex> = processes.iter().copied().collect();
+        self.codes.retain(|key, _| !of_them.contains(&key.process));
     }
 
     /// Keeps a code definition. A later one for the same code replaces the earlier one.

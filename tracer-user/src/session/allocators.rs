@@ -5,14 +5,17 @@
 
 use std::path::Path;
 
-use crate::census::allocators::{TableAddresses, TableWords, interpret, mapping_of, read_words};
-use crate::discover::Target;
+use crate::census::allocators::{Bottom, TableAddresses, TableWords, interpret, mapping_of, read_words};
 use crate::discover::memory::{Mapping, ProcessMemory, ReadMemory as _, mappings};
 use crate::discover::target::path_of;
+use crate::discover::{Target, started_with};
 use crate::plan::elf::Elf;
 use crate::plan::{AllocatorTables, FileOffset, TablePlace};
 
 const PROC: &str = "/proc";
+
+/// Values of `PYTHONMALLOC` (`_PyMem_GetAllocatorName`, Objects/obmalloc.c).
+const MIMALLOC_SETTINGS: [&str; 2] = ["mimalloc", "mimalloc_debug"];
 
 /// Changes that are told; a program that switches to and fro has made its point by then.
 const MOST_STATES: usize = 8;
@@ -60,6 +63,23 @@ impl AllocatorWatch {
     /// Everything that was seen, in order: `pymalloc, then tracemalloc over pymalloc`. Empty where nothing could be read.
     pub fn text(&self) -> String {
         self.states.join(", then ")
+    }
+}
+
+/// Whether a process that is about to be armed has its objects from mimalloc although it has a lock: by its tables, or, as long as it has not
+/// chosen, by what `PYTHONMALLOC` will make it choose.
+pub fn uses_mimalloc(target: &Target, tables: AllocatorTables) -> bool {
+    let Ok(memory) = ProcessMemory::open(Path::new(PROC), target.pid) else { return false };
+    let words = addresses(&memory, target, tables).and_then(|tables| read_words(&memory, tables));
+    match (words, mappings(Path::new(PROC), target.pid)) {
+        (Some(words), Ok(mapped)) => {
+            let installed = interpret(&memory, &mapped, &target.interpreter.file.name, words);
+            installed.bottom == Bottom::Mimalloc
+        }
+        _ => {
+            let setting = started_with(Path::new(PROC), target.pid, "PYTHONMALLOC");
+            setting.is_some_and(|setting| MIMALLOC_SETTINGS.contains(&&*setting))
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::census::arenas::{ArenaVariables, find_arenas};
-use crate::census::mimalloc::blocks_in_pages;
+use crate::census::mimalloc::{PageLayout, blocks_in_pages};
 use crate::census::pools::{blocks_in_use, scan_blocks_in_use};
 use crate::discover::layout::ArenaSource;
 use crate::discover::memory::{ProcessMemory, mappings};
@@ -33,6 +33,7 @@ pub struct Sight {
 pub const NOTHING_YET: Sight = Sight { blocks: 0, pops: 0, pushes: 0, moved: 0 };
 
 const PROC: &str = "/proc";
+const ENDED: &str = "the process has ended";
 
 /// Tries of [`look`] on a process that runs.
 const TRIES: usize = 3;
@@ -42,15 +43,16 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Counts the blocks of a process, as near as can be to one moment: of several tries the one in which least happened.
 ///
-/// `tables` keeps what was found in the process from one look to the next.
+/// `pages`: where its mimalloc keeps things, if that is recorded. `tables` keeps what was found in the process from one look to the next.
 pub fn look<E>(
     target: &Target,
+    pages: Option<PageLayout>,
     tables: &mut Option<ArenaVariables>,
     mut totals: impl FnMut() -> Result<Totals, E>,
 ) -> Result<Result<Sight, String>, E> {
     let mut best: Option<Sight> = None;
-    let mut reason = "the process has ended".to_owned();
-    let reader = match Reader::new(target, tables.take()) {
+    let mut reason = ENDED.to_owned();
+    let reader = match Reader::new(target, pages, tables.take()) {
         Ok(reader) => reader,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -86,16 +88,21 @@ pub fn look<E>(
 /// before the clock of [`look`] runs.
 struct Reader<'a> {
     target: &'a Target,
+    pages: Option<PageLayout>,
     memory: ProcessMemory,
     tables: Option<ArenaVariables>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(target: &'a Target, known: Option<ArenaVariables>) -> Result<Self, String> {
+    fn new(
+        target: &'a Target,
+        pages: Option<PageLayout>,
+        known: Option<ArenaVariables>,
+    ) -> Result<Self, String> {
         let memory = ProcessMemory::open(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
         // Searched for once, if a search it takes; each new interpreter of 3.12 and later has tables of its own.
         if known.is_some() && target.interpreter.layout.pools.arenas == ArenaSource::Static {
-            return Ok(Self { target, memory, tables: known });
+            return Ok(Self { target, pages, memory, tables: known });
         }
         let mapped = mappings(Path::new(PROC), target.pid).map_err(|error| error.to_string())?;
         let Interpreter { layout, runtime, .. } = target.interpreter;
@@ -103,22 +110,35 @@ impl<'a> Reader<'a> {
             Some(_) => None,
             None => find_arenas(&memory, &mapped, &layout, runtime).ok(),
         };
-        Ok(Self { target, memory, tables })
+        Ok(Self { target, pages, memory, tables })
     }
 
     fn count(&self) -> Result<u64, String> {
         let mapped = mappings(Path::new(PROC), self.target.pid).map_err(|error| error.to_string())?;
         let layout = &self.target.interpreter.layout;
-        if layout.free_threading.is_some() {
-            let census = blocks_in_pages(&self.memory, &mapped).map_err(|error| error.to_string())?;
+        let mut blocks = 0;
+        if let Some(pages) = self.pages {
+            let census = blocks_in_pages(&self.memory, &mapped, pages).map_err(|error| error.to_string())?;
             tracing::debug!(?census, "mimalloc's pages");
-            return Ok(census.blocks);
+            // Nothing leads to the segments, so memory that is gone looks as if there were none.
+            if self.has_ended() {
+                return Err(ENDED.to_owned());
+            }
+            blocks = census.blocks;
+        }
+        if layout.free_threading.is_some() {
+            return Ok(blocks);
         }
         let census = match &self.tables {
             Some(tables) => blocks_in_use(&self.memory, &mapped, layout, tables),
             None => scan_blocks_in_use(&self.memory, &mapped, layout),
         };
-        census.map(|census| census.blocks()).map_err(|error| error.to_string())
+        census.map(|census| blocks + census.blocks()).map_err(|error| error.to_string())
+    }
+
+    /// Whether the process has no memory any more: it waits for its parent, or is gone.
+    fn has_ended(&self) -> bool {
+        mappings(Path::new(PROC), self.target.pid).map_or(true, |mapped| mapped.is_empty())
     }
 }
 

@@ -67,6 +67,19 @@ impl Mallocs {
         Ok(mallocs)
     }
 
+    /// None, and none is looked for.
+    pub fn none() -> Self {
+        Self {
+            search: MallocSearch::default(),
+            looked: Instant::now(),
+            bare: false,
+            files: Vec::new(),
+            were_missing: false,
+            armed: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
     /// Arms the same in a process that is a copy of this one, process `parent`.
     pub fn arm_fork(&self, kernel: &mut Kernel, parent: u32, slot: Slot) -> Result<Self, SessionError> {
         let of_fork = |(file, plan): &(MallocFile, Rc<Plan>)| (file.of_fork(parent, slot.pid), plan.clone());

@@ -2,13 +2,18 @@
 //!
 //! The only place that knows all stages. It must not know clap, formats or terminals: progress goes to a callback.
 
+mod admit;
 mod allocators;
 mod command;
 mod coverage;
+mod ended;
 mod find;
 mod follow;
+mod growth;
 mod mallocs;
+mod preparation;
 mod processes;
+mod reclaim;
 mod recorder;
 mod run;
 mod target;
@@ -57,6 +62,8 @@ pub struct Request {
     pub any_kernel: bool,
     /// For benches: start programs that do nothing.
     pub bare: bool,
+    /// Watch page faults and no allocator: what is recorded is resident memory.
+    pub growth: bool,
 }
 
 /// How far a recording is.

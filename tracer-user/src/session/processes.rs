@@ -2,22 +2,27 @@
 //!
 //! It must not know how processes are found, nor what wakes a recording up.
 
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::allocators::AllocatorWatch;
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
-use super::recorder::{Recorder, losses};
+use super::growth::{Reckoning, reckon};
+use super::reclaim::Reclaim;
+use super::recorder::{Recorder, add_losses};
 use super::target::{KnownPlans, Traced};
 use super::{Progress, SessionError};
-use crate::attach::{Armed, Kernel, disarm, forget_blocks};
+use crate::attach::{Armed, Kernel, disarm};
 use crate::census::arenas::ArenaVariables;
-use crate::drain::read_totals;
-use crate::profile::{Coverage, Followed};
+use crate::drain::{Totals, read_totals};
+use crate::profile::{Coverage, Followed, Losses};
 
 /// Pools are looked at again after this long, then after twice as long and so on, so that something is known of the coverage of a
 /// process that ends by itself; a look takes 3 to 10 ms of the tracer's time.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
+
+/// Why growth mode has no coverage of allocations.
+const PAGES_ONLY: &str = "pages are counted, and no blocks";
 
 /// How a process came into the recording.
 #[derive(Debug, Clone, Copy)]
@@ -66,23 +71,36 @@ pub struct Watched {
     tally: Result<Tally, String>,
     next_look: Instant,
     look_after: Duration,
+    reckoning: Reckoning,
 }
 
-/// All of them, in the order in which they came in. A place in the list plus one is a slot of the kernel half's tables: slot 0 is no
-/// process.
+/// All of them, in the order in which they came in, but for those that have given back their slots. A place in the list is good until
+/// the next [`Processes::reclaim`].
 #[derive(Debug, Default)]
 pub struct Processes {
     list: Vec<Watched>,
-    /// Blocks of the first so many that have ended may still be in the live table.
-    unforgotten: Vec<u16>,
-    /// What disarms those that have ended: it waits for the kernel, and others wait to be armed meanwhile.
-    disarming: Vec<JoinHandle<()>>,
+    reclaim: Reclaim,
+    past: Tallies,
+}
+
+/// Which processes have ended while others still ran: nothing of theirs lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// Their slots.
+    pub slots: Vec<u16>,
+    /// Whether that is so of those that have given back their slots.
+    pub earlier: bool,
 }
 
 impl Processes {
     /// Whether one of them still runs.
     pub fn any_runs(&self) -> bool {
         self.list.iter().any(|watched| watched.running)
+    }
+
+    /// How many of them run.
+    pub fn count_running(&self) -> usize {
+        self.list.iter().filter(|watched| watched.running).count()
     }
 
     /// The place of the process that runs under this number now.
@@ -103,8 +121,24 @@ impl Processes {
 
     /// The slot for the next process; `None` when all are taken.
     pub fn next_slot(&self) -> Option<u16> {
-        let slot = self.list.len() + 1;
-        (slot < tracer_ebpf::abi::PROCESSES as usize).then_some(slot as u16)
+        self.reclaim.next_slot()
+    }
+
+    /// A process that was to have `slot` could not be armed, or not in time. If anything was counted for it, it is to be forgotten before
+    /// another has that slot.
+    pub fn gave_up(&mut self, kernel: &mut Kernel, slot: u16, pid: u32) -> Result<(), SessionError> {
+        if kernel.is_active(u32::from(slot))? || read_totals(kernel, slot)? != Totals::default() {
+            self.reclaim.take_slot(slot);
+            self.reclaim.begin(slot, Vec::new());
+        }
+        // Its end or its next program would be taken for that of the slot's next process. One that has ended is not followed, unless
+        // it was named after its end.
+        if Path::new("/proc").join(pid.to_string()).exists() {
+            kernel.move_followed(pid, 0)?;
+        } else {
+            kernel.unfollow(pid)?;
+        }
+        Ok(())
     }
 
     /// Adds a process that has just been armed.
@@ -128,14 +162,20 @@ impl Processes {
             Origin::Found { execed, .. } => execed && !traced.has_started(),
             Origin::Running | Origin::Fork { .. } => false,
         };
-        let first = if from_start {
+        let first = if traced.beginning.is_some() {
+            Err(PAGES_ONLY.to_owned())
+        } else if from_start {
             Ok(NOTHING_YET)
         } else {
-            look(&traced.target, &mut arenas, || read_totals(kernel, slot))?
+            look(&traced.target, traced.pages(), &mut arenas, || read_totals(kernel, slot))?
         };
         let followed = self.followed(origin, armed, first.as_ref().ok());
         recorder.add_process(&traced, followed);
-        let tally = Err("the process ended before its pools could be read".to_owned());
+        self.reclaim.take_slot(slot);
+        let tally = match &first {
+            Err(reason) if traced.beginning.is_some() => Err(reason.clone()),
+            _ => Err("the process ended before its pools could be read".to_owned()),
+        };
         let allocators = AllocatorWatch::new(&traced.target, traced.allocators());
         self.list.push(Watched {
             traced,
@@ -148,6 +188,7 @@ impl Processes {
             tally,
             next_look: Instant::now() + FIRST_LOOK,
             look_after: FIRST_LOOK,
+            reckoning: Reckoning::default(),
         });
         Ok(())
     }
@@ -179,9 +220,7 @@ impl Processes {
         let Some(watched) = self.list.get_mut(place).filter(|watched| watched.running) else { return Ok(()) };
         watched.running = false;
         let armed = watched.traced.retire(kernel)?;
-        self.disarming.retain(|thread| !thread.is_finished());
-        self.disarming.push(std::thread::spawn(move || disarm(armed)));
-        self.unforgotten.push(watched.traced.slot.number);
+        self.reclaim.begin(watched.traced.slot.number, armed);
         Ok(())
     }
 
@@ -198,13 +237,33 @@ impl Processes {
                 watched.next_look = now + watched.look_after;
             }
         }
-        // Blocks of the dead take the places of others only when places are rare.
-        if !self.unforgotten.is_empty() && kernel.live_fill()? > 0.25 {
-            let taken = forget_blocks(kernel, &self.unforgotten)?;
-            tracing::debug!(taken, "blocks of processes that have ended");
-            self.unforgotten.clear();
+        self.reclaim.look(kernel)
+    }
+
+    /// Goes on to give back what those have used that have ended. `note`: as for [`Processes::tell`].
+    pub fn reclaim(
+        &mut self,
+        kernel: &mut Kernel,
+        recorder: &mut Recorder,
+        note: impl FnMut(&str),
+    ) -> Result<(), SessionError> {
+        let closed = self.reclaim.step(kernel, recorder)?;
+        if closed.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.tell(recorder, note);
+        for (slot, _) in &closed {
+            if let Some(place) = self.list.iter().position(|watched| watched.traced.slot.number == *slot) {
+                self.past.add(&self.list.remove(place));
+            }
+        }
+        recorder.close_processes(&closed);
+        closed.into_iter().try_for_each(|(slot, _)| self.reclaim.done(kernel, slot))
+    }
+
+    /// When there is more to give back.
+    pub fn next_step(&self) -> Option<Instant> {
+        self.reclaim.is_busy().then(Instant::now)
     }
 
     /// Compares the pools of every process that still runs with what was seen.
@@ -213,15 +272,36 @@ impl Processes {
         running.try_for_each(|watched| watched.look(kernel))
     }
 
+    /// In growth mode: stops counting for one process, or for all that run, and compares its stacks with what the kernel says.
+    pub fn reckon(
+        &mut self,
+        kernel: &mut Kernel,
+        recorder: &mut Recorder,
+        only: Option<u32>,
+    ) -> Result<(), SessionError> {
+        for watched in &mut self.list {
+            let (pid, slot) = (watched.traced.slot.pid, watched.traced.slot.number);
+            let Some(beginning) = &watched.traced.beginning else { continue };
+            if watched.reckoning.residence.is_some() || only.is_some_and(|only| only != pid) {
+                continue;
+            }
+            if watched.running {
+                watched.traced.stop(kernel)?;
+                watched.reckoning = reckon(kernel, slot, pid, beginning)?;
+            } else {
+                watched.reckoning = Reckoning::of_ended();
+            }
+            recorder.set_residence(&watched.traced, &watched.reckoning);
+        }
+        Ok(())
+    }
+
     /// Disarms everything, and returns when that is done.
     pub fn disarm(&mut self) {
         let armed: Vec<Armed> =
             self.list.iter_mut().flat_map(|watched| watched.traced.take_armed()).collect();
         disarm(armed);
-        for thread in self.disarming.drain(..) {
-            // Dropping links cannot panic; and if it did, they would be gone.
-            let _ = thread.join();
-        }
+        self.reclaim.stop();
     }
 
     /// Looks at the tables of allocators of those that run, and says what has changed. `only_new`: of those only of which nothing is
@@ -255,61 +335,92 @@ impl Processes {
     }
 
     /// Adds what they did to the progress.
-    pub fn progress(&self, kernel: &Kernel, progress: &mut Progress) -> Result<(), SessionError> {
+    pub fn progress(
+        &self,
+        kernel: &Kernel,
+        recorder: &Recorder,
+        progress: &mut Progress,
+    ) -> Result<(), SessionError> {
+        let (events, mut losses): (u64, Losses) = recorder.of_ended();
+        progress.events += events;
         for watched in &self.list {
             let totals = read_totals(kernel, watched.traced.slot.number)?;
-            progress.events += totals.pops + totals.pushes + totals.mallocs + totals.frees;
+            progress.events += totals.events_seen();
             if watched.running {
                 progress.live_bytes += totals.live_bytes;
             }
-            progress.losses += losses(std::iter::once(&totals)).sum();
+            add_losses(&mut losses, &totals);
         }
+        progress.losses += losses.sum();
         Ok(())
     }
 
-    /// Slots of those that have ended while others still ran: nothing of theirs lives.
-    pub fn gone(&self) -> Vec<u16> {
-        if !self.any_runs() {
-            return Vec::new();
-        }
-        let ended = self.list.iter().filter(|watched| !watched.running);
-        ended.map(|watched| watched.traced.slot.number).collect()
+    /// Those that have ended while others still ran.
+    pub fn gone(&self) -> Gone {
+        let earlier = self.any_runs();
+        let ended = self.list.iter().filter(|watched| earlier && !watched.running);
+        Gone { slots: ended.map(|watched| watched.traced.slot.number).collect(), earlier }
     }
 
     /// The coverage of all of them together.
     pub fn coverage(&self) -> Coverage {
-        let mut sum = Tally::default();
-        let (mut measured, mut unmeasured) = (0, 0);
-        let mut why = "nothing was recorded".to_owned();
-        for watched in &self.list {
-            match &watched.tally {
-                Ok(tally) if tally.has_pools() => {
-                    sum = sum.plus(*tally);
-                    measured += 1;
-                }
-                Ok(_) => {
-                    let used = watched.allocators.text();
-                    let used = if used.is_empty() { used } else { format!(" but {used}") };
-                    why = format!("the process does not use pymalloc{used}");
-                    unmeasured += 1;
-                }
-                Err(reason) => {
-                    why.clone_from(reason);
-                    unmeasured += 1;
-                }
+        let mut tallies = self.past.clone();
+        self.list.iter().for_each(|watched| tallies.add(watched));
+        tallies.coverage()
+    }
+}
+
+/// The coverage of several processes.
+#[derive(Debug, Clone)]
+struct Tallies {
+    sum: Tally,
+    measured: u32,
+    unmeasured: u32,
+    why: String,
+}
+
+impl Default for Tallies {
+    fn default() -> Self {
+        Self { sum: Tally::default(), measured: 0, unmeasured: 0, why: "nothing was recorded".to_owned() }
+    }
+}
+
+impl Tallies {
+    fn add(&mut self, watched: &Watched) {
+        match &watched.tally {
+            Ok(tally) if tally.has_pools() => {
+                self.sum = self.sum.plus(*tally);
+                self.measured += 1;
+            }
+            Ok(_) => {
+                let used = watched.allocators.text();
+                let used = if used.is_empty() { used } else { format!(" but {used}") };
+                self.why = format!("the process does not use pymalloc{used}");
+                self.unmeasured += 1;
+            }
+            Err(reason) => {
+                self.why.clone_from(reason);
+                self.unmeasured += 1;
             }
         }
-        if measured == 0 {
-            return Coverage::Unmeasured { unmeasured: why };
+    }
+
+    fn coverage(self) -> Coverage {
+        if self.measured == 0 {
+            return Coverage::Unmeasured { unmeasured: self.why };
         }
-        sum.coverage(unmeasured)
+        self.sum.coverage(self.unmeasured)
     }
 }
 
 impl Watched {
     fn look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+        if self.traced.beginning.is_some() {
+            return Ok(());
+        }
         let slot = self.traced.slot.number;
-        let last = look(&self.traced.target, &mut self.arenas, || read_totals(kernel, slot))?;
+        let pages = self.traced.pages();
+        let last = look(&self.traced.target, pages, &mut self.arenas, || read_totals(kernel, slot))?;
         let totals = read_totals(kernel, slot)?;
         match (&self.first, last) {
             (Ok(first), Ok(last)) => self.tally = Ok(Tally::of(*first, last, &totals, self.from_start)),

@@ -9,9 +9,13 @@ use crate::drain::{
 };
 use crate::profile::{
     Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack,
+    Values,
 };
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
+use crate::session::ended::{Ended, MERGED};
+use crate::session::growth::{NO_FAULT, Reckoning};
+use crate::session::processes::Gone;
 use crate::session::target::Traced;
 
 /// Line tables that may wait for their code object at one time.
@@ -27,6 +31,13 @@ type CodeKey = (u32, u64, u32);
 /// tracer stays under 60 MB whatever the target does.
 const MAX_STACK_BYTES: usize = 16 << 20;
 
+/// Most bytes of stacks of those that run and samples of those that have ended together: 100,000 of these of 40 frames each, if there
+/// are few of those. A quarter of it is always theirs.
+const MAX_SAMPLE_BYTES: usize = 18 << 20;
+
+/// Processes of one recording, with those that have ended: 8 MB of them.
+const MAX_PROCESSES: usize = 16_384;
+
 /// Frames that are kept of a stack past [`MAX_STACK_BYTES`].
 const KEPT_FRAMES: usize = 16;
 
@@ -41,13 +52,22 @@ pub struct Recorder {
     tables: FxHashMap<CodeKey, Vec<u8>>,
     /// By account: the parts of stacks whose last part has not come.
     parts: FxHashMap<u32, Vec<RawFrame>>,
-    processes: Vec<(u16, Process)>,
+    processes: Vec<Process>,
+    /// By process slot: the one that has it.
+    owners: Vec<Option<ProcessIndex>>,
+    /// What is left of those that have given back their slots.
+    ended: Ended,
     /// Whether we see other numbers than the host.
     is_namespaced: bool,
     /// By account: the thread's number as we see it, where that is not the host's.
     threads: FxHashMap<u32, u32>,
     truncated_stacks: u64,
+    unreceived_stacks: u64,
     unknown_records: u64,
+    /// Growth mode, by account: what it held no more when its process was compared.
+    gone_pages: FxHashMap<u32, Amount>,
+    /// Growth mode: pages without a stack.
+    unseen_pages: Vec<Sample>,
 }
 
 impl Recorder {
@@ -62,10 +82,15 @@ impl Recorder {
             tables: FxHashMap::default(),
             parts: FxHashMap::default(),
             processes: Vec::new(),
+            owners: vec![None; PROCESSES as usize],
+            ended: Ended::default(),
             is_namespaced,
             threads: FxHashMap::default(),
             truncated_stacks: 0,
+            unreceived_stacks: 0,
             unknown_records: 0,
+            gone_pages: FxHashMap::default(),
+            unseen_pages: Vec::new(),
         }
     }
 
@@ -80,29 +105,100 @@ impl Recorder {
             followed,
             ..Process::default()
         };
-        self.processes.push((traced.slot.number, process));
+        self.processes.push(process);
+        if let Some(owner) = self.owners.get_mut(usize::from(traced.slot.number)) {
+            *owner = Some(index);
+        }
+    }
+
+    /// Whether there is room for another process.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.processes.len() < MAX_PROCESSES
+    }
+
+    /// Makes a sample of an account that is given back; the next records with its number are of another.
+    pub fn close_account(&mut self, account: u32, row: Option<AccountRow>) {
+        if let Some(sample) = row.and_then(|row| self.sample(row)) {
+            self.stack_bytes -= sample.stack.bytes().min(self.stack_bytes);
+            self.ended.add(sample);
+            self.bound_ended();
+        }
+        if let Some(stack) = self.stacks.get_mut(account as usize) {
+            self.stack_bytes -= std::mem::take(stack).bytes().min(self.stack_bytes);
+        }
+        self.threads.remove(&account);
+        self.parts.remove(&account);
+    }
+
+    /// Samples of ended processes may take what the stacks of those that run leave.
+    fn bound_ended(&mut self) {
+        let limit = MAX_SAMPLE_BYTES.saturating_sub(self.stack_bytes).max(MAX_SAMPLE_BYTES / 4);
+        if self.ended.bytes() > limit {
+            let other = std::iter::once(self.resolver.marker(MERGED)).collect();
+            self.ended.shrink(limit, &other);
+        }
+    }
+
+    /// Of blocks that ended processes held, as far as they are estimates.
+    pub fn add_variance(&mut self, variance: f64) {
+        self.ended.add_variance(variance);
+    }
+
+    /// These slots are given back; their accounts have been closed.
+    pub fn close_processes(&mut self, slots: &[(u16, Totals)]) {
+        let mut closed = Vec::new();
+        for (slot, totals) in slots {
+            self.ended.add_totals(totals);
+            closed.extend(self.owners.get_mut(usize::from(*slot)).and_then(Option::take));
+        }
+        self.resolver.forget(&closed);
+        self.tables.retain(|(slot, ..), _| !slots.iter().any(|(closed, _)| u32::from(*closed) == *slot));
+    }
+
+    /// Events and losses of those that have given back their slots.
+    #[must_use]
+    pub fn of_ended(&self) -> (u64, Losses) {
+        (self.ended.events(), self.ended.losses())
     }
 
     /// Notes which allocators of a process were watched in the end.
     pub fn add_mallocs(&mut self, traced: &Traced) {
-        let of_it = self.processes.iter_mut().filter(|(slot, _)| *slot == traced.slot.number);
-        for (_, process) in of_it {
+        if let Some(process) = self.process_of(traced) {
             process.mallocs = traced.mallocs.names();
             process.unseen = traced.mallocs.unseen().map(str::to_owned).into_iter().collect();
         }
     }
 
+    /// Says how a process's stacks compare with what the kernel says of it, and corrects them.
+    pub fn set_residence(&mut self, traced: &Traced, reckoning: &Reckoning) {
+        let Some(process) = self.index_of(u32::from(traced.slot.number)) else { return };
+        if let Some(place) = self.processes.get_mut(process.0 as usize) {
+            place.residence.clone_from(&reckoning.residence);
+        }
+        self.gone_pages.extend(reckoning.gone.iter().map(|(account, gone)| (*account, *gone)));
+        if reckoning.unseen.count > 0 {
+            let stack = std::iter::once(self.resolver.marker(NO_FAULT)).collect();
+            let (live, amount) = (reckoning.unseen, Amount::default());
+            let values = Values { allocated: live, live, peak: live, temporary: amount };
+            self.unseen_pages.push(Sample { process, thread: 0, domain: Domain::Resident, stack, values });
+        }
+    }
+
     /// Says which allocators a process has used.
     pub fn set_allocator(&mut self, traced: &Traced, allocator: String) {
-        let slot = traced.slot.number;
-        if let Some((_, process)) = self.processes.iter_mut().find(|(number, _)| *number == slot) {
+        if let Some(process) = self.process_of(traced) {
             process.allocator = allocator;
         }
     }
 
     fn index_of(&self, slot: u32) -> Option<ProcessIndex> {
-        let position = self.processes.iter().position(|(number, _)| u32::from(*number) == slot)?;
-        Some(ProcessIndex(position as u32))
+        *self.owners.get(slot as usize)?
+    }
+
+    fn process_of(&mut self, traced: &Traced) -> Option<&mut Process> {
+        let index = self.index_of(u32::from(traced.slot.number))?;
+        self.processes.get_mut(index.0 as usize)
     }
 
     /// Takes one record; gives back what concerns whole processes.
@@ -213,56 +309,67 @@ impl Recorder {
         }
     }
 
-    /// Makes the profile from the kernel's counters. `gone`: slots of processes that have ended, and hold nothing.
+    /// Makes the profile from the kernel's counters.
     pub fn into_profile(
         mut self,
         kernel: &Kernel,
         mut recording: Recording,
-        gone: &[u16],
+        gone: &Gone,
     ) -> Result<Profile, SessionError> {
         let mut totals: FxHashMap<u32, Totals> = FxHashMap::default();
-        for (slot, _) in &self.processes {
+        let slots: Vec<u16> =
+            (1..PROCESSES as u16).filter(|slot| self.owners[usize::from(*slot)].is_some()).collect();
+        for slot in &slots {
             totals.insert(u32::from(*slot), read_totals(kernel, *slot)?);
         }
-        let mut samples = Vec::new();
+        self.bound_ended();
+        let mut samples = self.ended.take_samples();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
-        let is_gone = |slot: u32| gone.iter().any(|gone| u32::from(*gone) == slot);
-        read_accounts(kernel, peak_at, |mut row| {
-            if is_gone(row.process) {
-                row.values.live = Amount::default();
-            }
-            samples.extend(self.sample(row));
-        })?;
-        for (slot, process) in &mut self.processes {
-            process.ended = gone.contains(slot);
-        }
+        read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
+        samples.append(&mut self.unseen_pages);
+        self.mark_gone(gone, &mut samples);
         merge(&mut samples);
         let counts = self.resolver.counts();
         tracing::debug!(?counts, ?totals, "resolved");
-        let before =
-            self.processes.iter().filter_map(|(_, process)| process.followed.as_ref()?.blocks_before);
+        let before = self.processes.iter().filter_map(|process| process.followed.as_ref()?.blocks_before);
+        let (events, mut losses) = self.of_ended();
+        totals.values().for_each(|totals| add_losses(&mut losses, totals));
         recording.losses = Losses {
             // What the session has counted.
             unfollowed_processes: recording.losses.unfollowed_processes,
+            ended_unarmed_processes: recording.losses.ended_unarmed_processes,
             untold_processes: recording.losses.untold_processes,
             blocks_before_armed: before.sum(),
-            ..losses(totals.values())
+            ..losses
         };
         if recording.losses.thinned > 0 {
-            let slots: Vec<u16> =
-                self.processes.iter().map(|(slot, _)| *slot).filter(|slot| !gone.contains(slot)).collect();
-            recording.live_bytes_error = live_bytes_error(kernel, &slots)?;
+            let slots: Vec<u16> = slots.into_iter().filter(|slot| !gone.slots.contains(slot)).collect();
+            let of_ended = if gone.earlier { 0.0 } else { self.ended.variance() };
+            recording.live_bytes_error = live_bytes_error(kernel, &slots, of_ended)?;
         }
         recording.losses.unresolved_frames = counts.unresolved();
         recording.losses.truncated_stacks = self.truncated_stacks;
-        recording.events =
-            totals.values().map(|totals| totals.pops + totals.pushes + totals.mallocs + totals.frees).sum();
-        Ok(Profile {
-            recording,
-            processes: self.processes.into_iter().map(|(_, process)| process).collect(),
-            frames: self.resolver.into_frames(),
-            samples,
-        })
+        recording.losses.unreceived_stacks = self.unreceived_stacks;
+        recording.events = events + totals.values().map(Totals::events_seen).sum::<u64>();
+        Ok(Profile { recording, processes: self.processes, frames: self.resolver.into_frames(), samples })
+    }
+
+    /// What ended while others ran holds nothing.
+    fn mark_gone(&mut self, gone: &Gone, samples: &mut [Sample]) {
+        // Those that have a slot: whether they are gone; the others have given theirs back.
+        let mut is_gone = vec![gone.earlier; self.processes.len()];
+        for (slot, owner) in self.owners.iter().enumerate() {
+            if let Some(place) = owner.and_then(|owner| is_gone.get_mut(owner.0 as usize)) {
+                *place = gone.slots.iter().any(|gone| usize::from(*gone) == slot);
+            }
+        }
+        let is_gone = |index: usize| is_gone.get(index).copied().unwrap_or(false);
+        for sample in samples.iter_mut().filter(|sample| is_gone(sample.process.0 as usize)) {
+            sample.values.live = Amount::default();
+        }
+        for (index, process) in self.processes.iter_mut().enumerate() {
+            process.ended = is_gone(index);
+        }
     }
 
     /// The sample of an account.
@@ -273,12 +380,18 @@ impl Recorder {
             let text = if row.account < PROCESSES {
                 "other stacks (the stack table is full)"
             } else {
-                "stack not received (the ring buffer was full)"
+                self.unreceived_stacks += 1;
+                "stack not received"
             };
             stack = std::iter::once(self.resolver.marker(text)).collect();
         }
         let thread = self.threads.get(&row.account).copied().unwrap_or(row.thread);
-        Some(Sample { process, thread, domain: row.domain, stack, values: row.values })
+        let mut values = row.values;
+        if let Some(gone) = self.gone_pages.remove(&row.account) {
+            values.live.bytes = values.live.bytes.saturating_sub(gone.bytes);
+            values.live.count = values.live.count.saturating_sub(gone.count);
+        }
+        Some(Sample { process, thread, domain: row.domain, stack, values })
     }
 }
 
@@ -313,15 +426,11 @@ fn marker(ending: u32) -> Option<&'static str> {
 }
 
 /// Adds up what was lost in the kernel half.
-pub fn losses<'a>(totals: impl Iterator<Item = &'a Totals>) -> Losses {
-    let mut sum = Losses::default();
-    for totals in totals {
-        sum.live_table_full += totals.live_table_full;
-        sum.stack_table_full += totals.stack_table_full;
-        sum.thread_table_full += totals.thread_table_full;
-        sum.thinned += totals.thinned;
-        sum.failed_reads += totals.failed_reads;
-        sum.ring_full += totals.ring_full;
-    }
-    sum
+pub fn add_losses(sum: &mut Losses, totals: &Totals) {
+    sum.live_table_full += totals.live_table_full;
+    sum.stack_table_full += totals.stack_table_full;
+    sum.thread_table_full += totals.thread_table_full;
+    sum.thinned += totals.thinned;
+    sum.failed_reads += totals.failed_reads;
+    sum.ring_full += totals.ring_full;
 }

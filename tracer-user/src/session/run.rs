@@ -1,23 +1,22 @@
 //! The loop of a recording: what wakes it up, and what is done then.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use aya::maps::{MapData, RingBuf};
 use rustc_hash::FxHashSet;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::command::{Change, Child};
 use super::find::Finder;
-use super::follow::{Follower, Step, Wanted};
+use super::follow::{Follower, Wanted, leave_out_the_dead};
+use super::preparation::{best_mechanism, check_kernel, come_first, open_many_files, own_cpu_percent};
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
-use super::target::{KnownPlans, Traced};
+use super::target::KnownPlans;
 use super::wakes::{Wake, Wakes};
 use super::{Progress, Recorded, Request, SessionError, Subject, system};
-use crate::attach::known_kernels::{Verdict, verdict};
-use crate::attach::{AttachError, Kernel, Mechanism, Readiness, give_back_large_blocks};
+use crate::attach::{AttachError, Kernel, Readiness, give_back_large_blocks};
 use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
@@ -43,27 +42,27 @@ pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<R
     }
 }
 
-struct Session<'a> {
-    request: &'a Request,
-    kernel: Kernel,
-    ring: RingBuf<MapData>,
-    readiness: Readiness,
-    recorder: Recorder,
-    processes: Processes,
-    follower: Follower,
+pub(super) struct Session<'a> {
+    pub(super) request: &'a Request,
+    pub(super) kernel: Kernel,
+    pub(super) ring: RingBuf<MapData>,
+    pub(super) readiness: Readiness,
+    pub(super) recorder: Recorder,
+    pub(super) processes: Processes,
+    pub(super) follower: Follower,
     /// The command, which is held and armed where it execs; 0: there is none.
-    command: u32,
+    pub(super) command: u32,
     /// Where more processes may come from.
-    finder: Option<Finder>,
+    pub(super) finder: Option<Finder>,
     /// What is known of files.
-    files: Files,
-    plans: KnownPlans,
+    pub(super) files: Files,
+    pub(super) plans: KnownPlans,
     /// Those of the finder that have been looked at.
-    seen: FxHashSet<u32>,
-    started: Option<(SystemTime, Instant)>,
-    default_metric: &'static str,
-    /// Python processes that are not recorded although they should be.
-    unfollowed: u64,
+    pub(super) seen: FxHashSet<u32>,
+    pub(super) started: Option<(SystemTime, Instant)>,
+    pub(super) default_metric: &'static str,
+    /// What is lost of whole processes.
+    pub(super) losses: Losses,
 }
 
 impl<'a> Session<'a> {
@@ -76,6 +75,9 @@ impl<'a> Session<'a> {
         };
         let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
+        if request.growth {
+            kernel.watch_faults()?;
+        }
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
         let wanted = match request.subject {
@@ -98,7 +100,7 @@ impl<'a> Session<'a> {
             seen: FxHashSet::default(),
             started: None,
             default_metric: "live",
-            unfollowed: 0,
+            losses: Losses::default(),
         })
     }
 
@@ -112,7 +114,8 @@ impl<'a> Session<'a> {
         for pid in pids {
             targets.push((Target::inspect("/proc".as_ref(), *pid)?, process_descriptor(*pid)?));
         }
-        come_first();
+        come_first(0);
+        open_many_files();
         let mut descriptors = Vec::new();
         for (target, descriptor) in targets {
             self.watch(target, Origin::Running, true, observer)?;
@@ -122,7 +125,7 @@ impl<'a> Session<'a> {
         let mut wakes = Wakes::new(self.request.duration)?;
         observer.note("recording; Ctrl-C ends it");
         loop {
-            let retry = self.follower.next_try();
+            let retry = self.next_step();
             let wake = tokio::select! {
                 wake = wakes.next(&self.readiness, retry) => wake?,
                 () = ends(&mut descriptors) => {
@@ -153,13 +156,14 @@ impl<'a> Session<'a> {
         // Told of what starts from now on, then a look at what runs: none is missed in between.
         self.kernel.tell_all_execs()?;
         let mut wakes = Wakes::new(self.request.duration)?;
-        come_first();
+        come_first(0);
+        open_many_files();
         self.finder = Some(finder);
         self.started = Some((SystemTime::now(), Instant::now()));
         self.find_more(observer)?;
         observer.note("recording; Ctrl-C ends it");
         loop {
-            let wake = wakes.next(&self.readiness, self.follower.next_try()).await?;
+            let wake = wakes.next(&self.readiness, self.next_step()).await?;
             if matches!(wake, Wake::Interrupt | Wake::TimeIsUp | Wake::Forward(_)) {
                 break;
             }
@@ -169,18 +173,9 @@ impl<'a> Session<'a> {
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
     }
 
-    /// Looks at processes of the finder that have not been looked at.
-    fn find_more(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
-        let Some(finder) = &self.finder else { return Ok(()) };
-        let found: FxHashSet<u32> = finder.processes()?.into_iter().collect();
-        // A number that is gone may come back as another process.
-        self.seen.retain(|pid| found.contains(pid));
-        for pid in found {
-            if self.seen.insert(pid) && self.processes.running(pid).is_none() {
-                self.try_to_watch(pid, Origin::Running, observer)?;
-            }
-        }
-        Ok(())
+    /// When there is something to do without being told.
+    fn next_step(&self) -> Option<Instant> {
+        self.follower.next_try().into_iter().chain(self.processes.next_step()).min()
     }
 
     async fn run_command(
@@ -190,7 +185,8 @@ impl<'a> Session<'a> {
     ) -> Result<Recorded, SessionError> {
         let mut wakes = Wakes::new(self.request.duration)?;
         let mut child = Child::start(&mut self.kernel, command)?;
-        come_first();
+        come_first(0);
+        open_many_files();
         self.command = child.id();
         self.kernel.follow(self.command, 0)?;
         let mut anything = false;
@@ -207,7 +203,7 @@ impl<'a> Session<'a> {
                 Some(_) => child.go_on()?,
                 None => {}
             }
-            let wake = wakes.next(&self.readiness, self.follower.next_try()).await?;
+            let wake = wakes.next(&self.readiness, self.next_step()).await?;
             match wake {
                 Wake::Interrupt | Wake::TimeIsUp if recording => {
                     recording = false;
@@ -262,106 +258,18 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            Change::HeldAtExit => self.last_look(observer),
+            Change::HeldAtExit => {
+                self.processes.reckon(&mut self.kernel, &mut self.recorder, Some(child.id()))?;
+                self.last_look(observer)
+            }
             Change::Ended(_) => Ok(()),
         }
-    }
-
-    fn watch(
-        &mut self,
-        target: Target,
-        origin: Origin,
-        is_root: bool,
-        observer: &mut impl Observer,
-    ) -> Result<(), SessionError> {
-        let Some(slot) = self.processes.next_slot() else {
-            self.unfollowed += 1;
-            self.follower.settled(target.pid);
-            return Ok(());
-        };
-        let pid = target.pid;
-        // Before it is armed: no child of it is missed.
-        self.kernel.follow(pid, slot)?;
-        let parent = match origin {
-            Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
-            _ => None,
-        };
-        let traced = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request.bare)?;
-        tracing::debug!("armed process {pid}, {origin:?}");
-        self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
-        self.follower.settled(pid);
-        self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)?;
-        // What it uses now is known before anybody is told that it is recorded.
-        self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
-    }
-
-    /// Watches a process that came by itself, if it is Python. What fails concerns that process only: it may be gone by now.
-    fn try_to_watch(
-        &mut self,
-        pid: u32,
-        origin: Origin,
-        observer: &mut impl Observer,
-    ) -> Result<(), SessionError> {
-        if matches!(origin, Origin::Found { .. })
-            && let Some(finder) = &self.finder
-            && !finder.wants(pid)?
-        {
-            return self.forget(pid);
-        }
-        let target = match origin {
-            Origin::Fork { parent, .. } => match self.processes.get(parent) {
-                Some(parent) => parent.traced.target.of_fork(pid),
-                None => return Ok(()),
-            },
-            _ => match Target::inspect_with(&mut self.files, "/proc".as_ref(), pid) {
-                // Its malloc is not there yet; it is asked again.
-                Ok(Target { c_library: None, .. })
-                    if matches!(origin, Origin::Found { is_early: true, .. }) =>
-                {
-                    return Ok(());
-                }
-                Ok(target) => target,
-                Err(DiscoverError::NotPython { .. }) => return Ok(()),
-                // It is ending, or becoming another program: its files are gone from under it.
-                Err(DiscoverError::Read { .. }) if matches!(origin, Origin::Found { is_early: true, .. }) => {
-                    return Ok(());
-                }
-                Err(DiscoverError::NoProcess { .. }) => return self.forget(pid),
-                Err(_) if !has_memory(pid) => return self.forget(pid),
-                Err(error) => {
-                    self.unfollowed += 1;
-                    observer.note(&format!("{error}: it is not recorded"));
-                    return self.forget(pid);
-                }
-            },
-        };
-        match self.watch(target, origin, false, observer) {
-            Ok(()) => Ok(()),
-            Err(SessionError::Attach(AttachError::Gone { .. }) | SessionError::Discover(_)) => {
-                self.forget(pid)
-            }
-            // It has ended meanwhile, and whatever failed failed for that.
-            Err(_) if !has_memory(pid) => self.forget(pid),
-            Err(error) => {
-                self.unfollowed += 1;
-                observer.note(&format!("process {pid} is not recorded: {}", chain(&error)));
-                self.forget(pid)
-            }
-        }
-    }
-
-    /// A process that is not recorded. It stays followed, for it may have children that are Python, unless every exec is told anyway.
-    fn forget(&mut self, pid: u32) -> Result<(), SessionError> {
-        self.follower.settled(pid);
-        if self.finder.is_some() {
-            self.kernel.unfollow(pid)?;
-        }
-        Ok(())
     }
 
     /// Does what is due after a wake-up.
     fn serve(&mut self, wake: Wake, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.drain(observer)?;
+        self.processes.reclaim(&mut self.kernel, &mut self.recorder, |line| observer.note(line))?;
         for step in self.follower.due(Instant::now()) {
             self.take_step(step, observer)?;
         }
@@ -382,6 +290,7 @@ impl<'a> Session<'a> {
         while let Some(record) = self.ring.next() {
             told.extend(self.recorder.take(&record));
         }
+        self.count_unarmed(leave_out_the_dead(&mut told));
         for event in told {
             // The command itself is held where it execs, and handled there.
             let is_command = |pid: u32| pid == self.command;
@@ -398,55 +307,16 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn take_step(&mut self, step: Step, observer: &mut impl Observer) -> Result<(), SessionError> {
-        match step {
-            Step::ArmFork { pid, parent, nanoseconds, parent_events } => {
-                let Some(place) = self.processes.running(parent) else {
-                    self.follower.ask_fork(pid, parent, nanoseconds, Instant::now());
-                    return Ok(());
-                };
-                self.try_to_watch(pid, Origin::Fork { parent: place, nanoseconds, parent_events }, observer)
-            }
-            Step::Wipe { pid, parent } => {
-                let place = self.processes.running(parent);
-                if let Some(parent) = place.and_then(|place| self.processes.get(place)) {
-                    parent.traced.wipe(&mut self.kernel, pid);
-                }
-                Ok(self.kernel.unfollow(pid)?)
-            }
-            Step::Inspect { pid, parent, nanoseconds, execed, is_early } => {
-                self.try_to_watch(pid, Origin::Found { parent, nanoseconds, execed, is_early }, observer)
-            }
-            Step::GiveUp { pid } => self.forget(pid),
-            Step::Retire { pid, replaced } => {
-                let Some(place) = self.processes.running(pid) else { return Ok(()) };
-                let is_root = self.processes.get(place).is_some_and(|watched| watched.is_root);
-                self.processes.retire(&mut self.kernel, place)?;
-                if replaced && is_root {
-                    observer.note(&format!("process {pid} has replaced itself by another program"));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Of those that have ended nobody may have told us: the ring buffer may have been full.
-    fn retire_the_dead(&mut self) -> Result<(), SessionError> {
-        for place in self.processes.dead() {
-            self.processes.retire(&mut self.kernel, place)?;
-        }
-        Ok(())
-    }
-
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.retire_the_dead()?;
+        come_first(self.processes.count_running());
         self.processes.tick(&mut self.kernel, &mut self.plans)?;
         self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
         let mut progress = Progress::default();
         if let Some((_, started)) = self.started {
             progress.elapsed = started.elapsed();
         }
-        self.processes.progress(&self.kernel, &mut progress)?;
+        self.processes.progress(&self.kernel, &self.recorder, &mut progress)?;
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         observer.progress(progress);
         Ok(())
@@ -460,6 +330,7 @@ impl<'a> Session<'a> {
     /// Disarms everything and makes the profile.
     fn finish(&mut self, observer: &mut impl Observer) -> Result<Option<Profile>, SessionError> {
         if self.started.is_some() {
+            self.processes.reckon(&mut self.kernel, &mut self.recorder, None)?;
             self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
@@ -468,7 +339,7 @@ impl<'a> Session<'a> {
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {
-            mode: "exact".to_owned(),
+            mode: if self.request.growth { "growth" } else { "exact" }.to_owned(),
             seen_fraction: 1.0,
             start_nanoseconds: start
                 .duration_since(SystemTime::UNIX_EPOCH)
@@ -478,9 +349,9 @@ impl<'a> Session<'a> {
             coverage: self.coverage(),
             live_bytes_error: 0,
             losses: Losses {
-                unfollowed_processes: self.unfollowed,
                 untold_processes: self.kernel.untold()?,
-                ..Losses::default()
+                ended_unarmed_processes: self.losses.ended_unarmed_processes + self.follower.missed(),
+                ..self.losses.clone()
             },
             cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
             events: 0,
@@ -497,69 +368,11 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Refuses kernels that are known to fail, unless asked not to.
-fn check_kernel(request: &Request, observer: &mut impl Observer) -> Result<(), SessionError> {
-    // Without it nothing is known, and nothing is refused.
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim_end();
-    match verdict(release) {
-        Verdict::Fine => {}
-        Verdict::Refused(reason) if !request.any_kernel => {
-            return Err(AttachError::BadKernel { release: release.to_owned(), reason }.into());
-        }
-        Verdict::Warned(reason) | Verdict::Refused(reason) => {
-            observer.note(&format!("beware of the kernel {release}: {reason}"));
-        }
-    }
-    Ok(())
-}
-
-/// The best that this kernel has; a word about it where it is not the usual one.
-fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionError> {
-    let mechanism = Mechanism::best()?;
-    if let Some(note) = mechanism.note() {
-        observer.note(note);
-    }
-    Ok(mechanism)
-}
-
-/// Asks for a processor before others: a tracer that waits too long for one finds its ring buffer full. After a command has
-/// been started, which must not inherit it; and without the right to, things are as they were.
-///
-/// And for more files than most may have open: each process takes about six.
-fn come_first() {
-    let _ = rustix::process::setpriority_process(None, -10);
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-}
-
-/// Whether a process has not ended: one that has is listed until its parent asks for its status, but has no memory.
-fn has_memory(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|text| !text.is_empty())
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &SessionError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
-}
-
 /// Whether there was a profile to hand over.
 fn hand_over(profile: Option<Profile>, observer: &mut impl Observer) -> bool {
     let Some(profile) = profile else { return false };
     observer.finished(profile);
     true
-}
-
-fn own_cpu_percent(elapsed: Duration) -> f64 {
-    let used = clock_gettime(ClockId::ProcessCPUTime);
-    let used = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
-    if elapsed.is_zero() { 0.0 } else { used / elapsed.as_secs_f64() * 100.0 }
 }
 
 /// What becomes readable when a process ends.

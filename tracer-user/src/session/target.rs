@@ -10,18 +10,21 @@ use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, disarm, kernel_layout};
+use crate::census::mimalloc::PageLayout;
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
-use crate::discover::{DiscoverError, Interpreter, Target};
+use crate::discover::{DiscoverError, Interpreter, MappedFile, Target};
 use crate::plan::cache::PlanCache;
 use crate::plan::{
     AllocatorTables, InterpreterPlan, Plan, PlanError, ThreadSlot, plan_free_threaded, plan_interpreter,
-    plan_malloc,
+    plan_malloc, plan_with_mimalloc,
 };
-use crate::session::SessionError;
+use crate::session::allocators::uses_mimalloc;
+use crate::session::growth::Beginning;
 use crate::session::mallocs::Mallocs;
 use crate::session::run::process_descriptor;
 use crate::session::thread_slot::distance;
+use crate::session::{Request, SessionError};
 
 pub(super) const PROC: &str = "/proc";
 
@@ -43,6 +46,8 @@ pub struct Traced {
     armed: Vec<Armed>,
     /// Its allocators besides pymalloc.
     pub mallocs: Mallocs,
+    /// In growth mode, where nothing is armed: what there was at the beginning.
+    pub beginning: Option<Beginning>,
 }
 
 impl Traced {
@@ -55,24 +60,38 @@ impl Traced {
         number: u16,
         parent: Option<&Self>,
         known: &mut KnownPlans,
-        bare: bool,
+        request: &Request,
     ) -> Result<Self, SessionError> {
+        let bare = request.bare;
         let process = process_descriptor(target.pid)?;
         let slot = Slot { pid: target.pid, number };
         let file = &target.interpreter.file;
         let plan = match parent {
             Some(parent) => parent.plan.clone(),
-            None => known.interpreter(&target.interpreter)?,
+            None if request.growth => known.interpreter(&target.interpreter)?,
+            None => known.of(&target)?,
         };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         let thread_slot = current_slot(&target, plan.thread_slot);
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer, thread_slot))?;
-        let mallocs = match parent {
-            Some(parent) => parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?,
-            None => Mallocs::arm(kernel, slot, &target, known, bare)?,
+        let (beginning, mallocs) = match parent {
+            _ if request.growth => (Some(Beginning::of(target.pid)), Mallocs::none()),
+            Some(parent) => (None, parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?),
+            None => (None, Mallocs::arm(kernel, slot, &target, known, bare)?),
         };
-        let armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?;
-        Ok(Self { target, slot, thread_state_pointer: pointer, process, plan, thread_slot, armed, mallocs })
+        let armed = if request.growth {
+            Vec::new()
+        } else {
+            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?
+        };
+        let thread_state_pointer = pointer;
+        Ok(Self { target, slot, thread_state_pointer, process, plan, thread_slot, armed, mallocs, beginning })
+    }
+
+    /// Where its mimalloc keeps things, if its blocks are recorded.
+    pub fn pages(&self) -> Option<PageLayout> {
+        let is_free_threaded = self.layout().free_threading.is_some();
+        self.plan.mimalloc.map(|version| PageLayout::new(version, is_free_threaded))
     }
 
     /// Where its interpreter keeps its tables of allocators.
@@ -82,12 +101,17 @@ impl Traced {
 
     /// Arms allocators that the process has loaded since.
     pub fn look_for_mallocs(&mut self, kernel: &mut Kernel, known: &mut KnownPlans) {
-        self.mallocs.look_again(kernel, self.slot, known);
+        if self.beginning.is_none() {
+            self.mallocs.look_again(kernel, self.slot, known);
+        }
     }
 
     /// Removes the copies of this process's breakpoints from a child that is not recorded: the kernel removes a breakpoint when
     /// the last probe that wants it in a process goes, so one is made that does.
     pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
+        if self.beginning.is_some() {
+            return;
+        }
         // Number 0 is no process: nothing would be counted even if something ran.
         let slot = Slot { pid, number: 0 };
         let file = self.target.interpreter.file.of_fork(self.slot.pid, pid);
@@ -121,10 +145,15 @@ impl Traced {
     /// Stops counting for a process whose memory is not what it was: it has replaced itself, or ended. What was armed is to be
     /// disarmed.
     pub fn retire(&mut self, kernel: &mut Kernel) -> Result<Vec<Armed>, SessionError> {
+        self.stop(kernel)?;
+        Ok(self.take_armed())
+    }
+
+    /// Stops counting.
+    pub fn stop(&self, kernel: &mut Kernel) -> Result<(), SessionError> {
         let mut layout = kernel_layout(&self.target, self.thread_state_pointer, self.thread_slot);
         layout.active = 0;
-        kernel.set_layout(u32::from(self.slot.number), &layout)?;
-        Ok(self.take_armed())
+        Ok(kernel.set_layout(u32::from(self.slot.number), &layout)?)
     }
 
     /// Once the interpreter has started, asks it where its thread states are, and corrects the kernel half if the table's
@@ -173,6 +202,9 @@ impl Traced {
     }
 }
 
+/// The first release that has mimalloc.
+const FIRST_WITH_MIMALLOC: (u8, u8) = (3, 13);
+
 /// Device, inode, size and time of a file.
 type Identity = (u64, u64, u64, i64);
 
@@ -180,30 +212,42 @@ type Identity = (u64, u64, u64, i64);
 #[derive(Debug, Default)]
 pub struct KnownPlans {
     interpreters: FxHashMap<Identity, Rc<InterpreterPlan>>,
+    /// The same with their mimalloc.
+    with_mimalloc: FxHashMap<Identity, Rc<InterpreterPlan>>,
     mallocs: FxHashMap<Identity, Rc<Plan>>,
 }
 
 impl KnownPlans {
+    /// The plan for a process.
+    fn of(&mut self, target: &Target) -> Result<Rc<InterpreterPlan>, SessionError> {
+        let interpreter = &target.interpreter;
+        let has_choice = interpreter.layout.free_threading.is_none()
+            && (interpreter.version.major, interpreter.version.minor) >= FIRST_WITH_MIMALLOC;
+        let mut plan = self.interpreter(interpreter)?;
+        // Others need not wait until a second allocator has been searched for and armed.
+        if has_choice && uses_mimalloc(target, plan.allocators) {
+            let cache = PlanCache::usual();
+            plan = planned(&mut self.with_mimalloc, &interpreter.file, |bytes| {
+                cache.as_ref().map_or_else(|| plan_with_mimalloc(bytes), |cache| cache.with_mimalloc(bytes))
+            })?;
+        }
+        match plan.plan.points.is_empty() {
+            true => Err(SessionError::NoPoints { file: interpreter.file.name.clone() }),
+            false => Ok(plan),
+        }
+    }
+
     /// The plan of an interpreter.
     fn interpreter(&mut self, interpreter: &Interpreter) -> Result<Rc<InterpreterPlan>, SessionError> {
         let cache = PlanCache::usual();
-        let file = &interpreter.file;
-        let plan = known(&mut self.interpreters, &file.path, &file.name, |bytes| {
-            let found = match (&cache, interpreter.layout.free_threading.is_some()) {
+        planned(&mut self.interpreters, &interpreter.file, |bytes| {
+            match (&cache, interpreter.layout.free_threading.is_some()) {
                 (Some(cache), false) => cache.interpreter(bytes),
                 (None, false) => plan_interpreter(bytes),
                 (Some(cache), true) => cache.free_threaded(bytes),
                 (None, true) => plan_free_threaded(bytes),
-            }?;
-            for note in &found.checks.notes {
-                tracing::warn!(file = file.name, "{note}");
             }
-            Ok(found)
-        })?;
-        if plan.plan.points.is_empty() {
-            return Err(SessionError::NoPoints { file: file.name.clone() });
-        }
-        Ok(plan)
+        })
     }
 
     /// The plan of a malloc.
@@ -213,6 +257,21 @@ impl KnownPlans {
             cache.as_ref().map_or_else(|| plan_malloc(bytes), |cache| cache.malloc(bytes))
         })
     }
+}
+
+/// What is known of an interpreter, or what `plan` makes of its bytes; then what speaks against it is said.
+fn planned(
+    plans: &mut FxHashMap<Identity, Rc<InterpreterPlan>>,
+    file: &MappedFile,
+    plan: impl FnOnce(&[u8]) -> Result<InterpreterPlan, PlanError>,
+) -> Result<Rc<InterpreterPlan>, SessionError> {
+    known(plans, &file.path, &file.name, |bytes| {
+        let found = plan(bytes)?;
+        for note in &found.checks.notes {
+            tracing::warn!(file = file.name, "{note}");
+        }
+        Ok(found)
+    })
 }
 
 /// What is known of a file, or what `plan` makes of its bytes.

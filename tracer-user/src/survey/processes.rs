@@ -104,8 +104,7 @@ impl Survey<'_> {
         let program = images.first().map_or("", Image::base_name);
         let mut found = match inspected {
             Ok(interpreter) => {
-                let allocator = python_malloc(self.proc_root, pid);
-                let tracing = verdict::of_interpreter(&interpreter, images, allocator.as_deref(), self.host);
+                let tracing = verdict::of_interpreter(&interpreter, images, self.host);
                 let (version, points) = (Some(interpreter.version), interpreter.points);
                 PythonProcess { version, points, tracing, ..unknown(seen) }
             }
@@ -182,14 +181,6 @@ fn candidates(images: &[Image]) -> Vec<Image> {
 
 fn is_python_name(candidates: &[Image]) -> bool {
     candidates.iter().any(|image| image.base_name().contains("python"))
-}
-
-/// `PYTHONMALLOC` as the process was started with it.
-fn python_malloc(proc_root: &Path, pid: u32) -> Option<String> {
-    let environment = std::fs::read(proc_root.join(pid.to_string()).join("environ")).ok()?;
-    let value =
-        environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"PYTHONMALLOC="))?;
-    Some(String::from_utf8_lossy(value).into_owned())
 }
 
 fn refused(seen: Seen, Refusal { version, obstacle }: Refusal) -> PythonProcess {

@@ -117,12 +117,7 @@ fn other_malloc(name: &str) -> Option<&'static str> {
 }
 
 /// The verdict on a process that runs a supported interpreter: what `host` says of all processes comes first.
-pub fn of_interpreter(
-    interpreter: &Interpreter,
-    images: &[Image],
-    python_malloc: Option<&str>,
-    host: Option<&Obstacle>,
-) -> Tracing {
+pub fn of_interpreter(interpreter: &Interpreter, images: &[Image], host: Option<&Obstacle>) -> Tracing {
     if interpreter.points == Some(0) {
         return Tracing::No(Obstacle::new(
             "no allocator code was found in the interpreter",
@@ -132,7 +127,7 @@ pub fn of_interpreter(
     if let Some(obstacle) = host {
         return Tracing::No(obstacle.clone());
     }
-    let mut obstacles = partial(interpreter, images, python_malloc);
+    let mut obstacles = partial(interpreter, images);
     if obstacles.is_empty() {
         return Tracing::Yes;
     }
@@ -143,18 +138,12 @@ pub fn of_interpreter(
 }
 
 /// What is not seen although the process can be traced.
-fn partial(interpreter: &Interpreter, images: &[Image], python_malloc: Option<&str>) -> Vec<Obstacle> {
+fn partial(interpreter: &Interpreter, images: &[Image]) -> Vec<Obstacle> {
     let mut obstacles = Vec::new();
     if c_library(images) == CLibrary::Static {
         obstacles.push(Obstacle::new(
             "no C library is mapped: memory from a malloc whose symbols are stripped is not seen",
             "use an interpreter that is linked dynamically, or keep its symbols",
-        ));
-    }
-    if python_malloc == Some("mimalloc") {
-        obstacles.push(Obstacle::new(
-            "PYTHONMALLOC=mimalloc: its blocks are not seen",
-            "start it without PYTHONMALLOC",
         ));
     }
     if !interpreter.notes.is_empty() {
@@ -260,17 +249,16 @@ mod tests {
 
     #[test]
     fn what_is_not_seen_is_said() {
-        let seen =
-            |names: &[&str], allocator| of_interpreter(&interpreter(), &images(names), allocator, None);
-        assert_eq!(seen(&[GLIBC], None), Tracing::Yes);
-        assert_eq!(seen(&[GLIBC], Some("malloc")), Tracing::Yes);
-        assert_eq!(seen(&[GLIBC, "/usr/lib/libjemalloc.so.2"], Some("pymalloc_debug")), Tracing::Yes);
-        for (names, allocator, part) in [
-            (&[][..], None, "no C library"),
-            (&[GLIBC], Some("mimalloc"), "PYTHONMALLOC=mimalloc"),
-            (&[], Some("mimalloc"), "is not seen; PYTHONMALLOC"),
+        let noted = Interpreter { notes: vec!["a note".to_owned()], ..interpreter() };
+        let seen = |of: &Interpreter, names: &[&str]| of_interpreter(of, &images(names), None);
+        assert_eq!(seen(&interpreter(), &[GLIBC]), Tracing::Yes);
+        assert_eq!(seen(&interpreter(), &[GLIBC, "/usr/lib/libjemalloc.so.2"]), Tracing::Yes);
+        for (of, names, part) in [
+            (interpreter(), &[][..], "no C library"),
+            (noted.clone(), &[GLIBC], "a note"),
+            (noted, &[], "is not seen; a note"),
         ] {
-            let Tracing::Partly(obstacle) = seen(names, allocator) else { panic!("{part}") };
+            let Tracing::Partly(obstacle) = seen(&of, names) else { panic!("{part}") };
             assert!(obstacle.reason.contains(part), "{obstacle:?}");
         }
     }
@@ -278,7 +266,7 @@ mod tests {
     #[test]
     fn the_host_comes_before_what_is_missed_and_the_build_before_the_host() {
         let host = Obstacle::new("no CAP_BPF", "run as root");
-        let of = |interpreter: &Interpreter| of_interpreter(interpreter, &images(&[]), None, Some(&host));
+        let of = |interpreter: &Interpreter| of_interpreter(interpreter, &images(&[]), Some(&host));
         assert_eq!(of(&interpreter()), Tracing::No(host.clone()));
         let empty = Interpreter { points: Some(0), ..interpreter() };
         let Tracing::No(obstacle) = of(&empty) else { panic!() };
@@ -288,7 +276,7 @@ mod tests {
     #[test]
     fn points_that_nobody_has_looked_for_are_no_obstacle() {
         let unknown = Interpreter { points: None, ..interpreter() };
-        assert_eq!(of_interpreter(&unknown, &images(&[GLIBC]), None, None), Tracing::Yes);
+        assert_eq!(of_interpreter(&unknown, &images(&[GLIBC]), None), Tracing::Yes);
     }
 
     #[test]

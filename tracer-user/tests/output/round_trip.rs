@@ -2,7 +2,7 @@
 
 use alloctrace::profile::{
     Amount, Cost, Coverage, Domain, Followed, Frame, FrameId, FrameKind, Losses, Metric, Process,
-    ProcessIndex, Profile, Recording, Sample, Stack, Values,
+    ProcessIndex, Profile, Recording, Residence, Sample, Stack, Values,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -75,6 +75,22 @@ fn recording() -> impl Strategy<Value = Recording> {
     )
 }
 
+fn residence(number: u32) -> Option<Residence> {
+    let number = u64::from(number);
+    match number % 5 {
+        0 => None,
+        1 => Some(Residence::Uncompared { uncompared: "it had ended".to_owned() }),
+        _ => Some(Residence::Compared {
+            before: number,
+            after: number * 3,
+            gone_before: number / 2,
+            stacks: number << 20,
+            gone_unseen: 0,
+            come_unseen: 4096,
+        }),
+    }
+}
+
 fn profile() -> impl Strategy<Value = Profile> {
     let process = (any::<u32>(), text(), text(), vec(text(), 0..3), vec(text(), 0..2)).prop_map(
         |(pid, command, interpreter, mallocs, unseen)| Process {
@@ -88,13 +104,14 @@ fn profile() -> impl Strategy<Value = Profile> {
             ended: pid % 2 == 0,
             mallocs,
             allocator: command.clone(),
+            residence: residence(pid),
             unseen,
             command,
             interpreter,
         },
     );
     let stack = vec(any::<prop::sample::Index>(), 1..6);
-    let domain = prop_oneof![Just(Domain::Pymalloc), Just(Domain::Malloc)];
+    let domain = prop_oneof![Just(Domain::Pymalloc), Just(Domain::Malloc), Just(Domain::Resident)];
     let sample = (any::<prop::sample::Index>(), any::<u32>(), domain, stack, values());
     (recording(), vec(process, 1..4), vec(frame(), 1..12), vec(sample, 0..12)).prop_map(
         |(recording, processes, frames, samples)| {

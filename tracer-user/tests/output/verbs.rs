@@ -93,6 +93,13 @@ fn types_are_not_recorded() {
 }
 
 #[test]
+fn a_folder_that_is_not_there_is_named_and_no_other_file() {
+    let error = Folder::new().error(&["convert", "example.pb.gz", "-o", "not-there/out.svg"], 2);
+    assert!(error.starts_with("cannot create a file in `not-there` "), "{error}");
+    assert!(!error.contains(".alloctrace-"), "{error}");
+}
+
+#[test]
 fn flamegraph_draws() {
     let folder = Folder::new();
     assert_eq!(folder.output(&["flamegraph", "example.pb.gz", "-o", "out.svg"]), "");

@@ -115,8 +115,8 @@ impl Names {
             PointKind::NewPoolBranch { block, pool } => {
                 format!("new pool block {} pool {}", self.operand(block), (self.0)(pool))
             }
-            PointKind::PagePop { block, page } => {
-                format!("page pop block {} page {}", self.operand(block), (self.0)(page))
+            PointKind::PagePop { block, page, version } => {
+                format!("page pop block {} page {} of {version:?}", self.operand(block), (self.0)(page))
             }
             PointKind::Malloc(function) => format!("{function:?}"),
         }

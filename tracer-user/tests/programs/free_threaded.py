@@ -28,7 +28,7 @@ def drop(blocks):
 
 
 def work(number):
-    print(number, threading.get_native_id(), flush=True)
+    os.write(1, f"{number} {threading.get_native_id()}\n".encode())
     barrier.wait()
     kept[number] = keep(number)
     barrier.wait()

@@ -13,9 +13,10 @@ use alloctrace::profile::{Domain, Metric};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use crate::asked::{Asked, amount};
+use crate::machine::Interpreter;
 use crate::support::{
-    Asked, Interpreter, Running, alloctrace, amount, folder, interrupt, is_running, load, python, record,
-    run, say, target, tracer,
+    Running, alloctrace, folder, interrupt, is_running, load, python, record, run, say, target, tracer,
 };
 use crate::{Test, each, one};
 

@@ -8,10 +8,10 @@ use std::{fs, thread};
 use alloctrace::profile::{Amount, Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 
+use crate::asked::{Asked, amount};
 use crate::attach::Points;
-use crate::support::{
-    Asked, Interpreter, Running, alloctrace, amount, folder, interrupt, load, python, record, say,
-};
+use crate::machine::Interpreter;
+use crate::support::{Running, alloctrace, folder, interrupt, load, python, record, run, say};
 use crate::{Test, each, once, one};
 
 pub const TESTS: &[Test] = &[
@@ -22,12 +22,34 @@ pub const TESTS: &[Test] = &[
     one("children::of_multiprocessing_spawn", |interpreter| are_recorded(interpreter, "spawn", 2)),
     one("children::of_multiprocessing_forkserver", |interpreter| are_recorded(interpreter, "forkserver", 2)),
     one("children::two_hundred", |interpreter| are_recorded(interpreter, "fork", 200)),
+    one("children::of_a_moment", of_a_moment),
     one("children::are_left_alone", are_left_alone),
     one("children::that_have_ended_hold_nothing", ended_hold_nothing),
     one("children::all", all),
     one("children::of_a_control_group", of_a_control_group).only_if(|| control_groups().is_some()),
     once("children::of_no_control_group", of_no_control_group),
 ];
+
+/// Programs that end before they can be armed, some of them: each is in the profile or counted.
+fn of_a_moment(interpreter: &Interpreter) -> Result<()> {
+    const TEXT: &str = "
+import subprocess, sys
+for _ in range(40):
+    subprocess.check_call([sys.executable, '-S', '-E', '-c', 'pass'])
+    subprocess.check_call(['true'])
+";
+    let folder = folder()?;
+    let output = folder.path().join("x.pb.gz");
+    let mut command = record(&output, &[]);
+    command.arg(&interpreter.python).args(["-c", TEXT]);
+    run(command)?.succeeded()?;
+    let profile = load(&output)?;
+    let recorded = profile.processes.len() as u64 - 1;
+    let missed = profile.recording.losses.ended_unarmed_processes;
+    say(&format!("{recorded} recorded, {missed} counted"));
+    ensure!(recorded + missed == 40, "{recorded} recorded, {missed} missed");
+    Ok(())
+}
 
 /// Blocks that every child holds: `bytes` objects have a header of 32 bytes and end with a zero.
 const HELD: Amount = Amount { bytes: 50 * 100_033, count: 50 };
@@ -253,7 +275,7 @@ fn of_a_control_group(interpreter: &Interpreter) -> Result<()> {
 fn of_no_control_group() -> Result<()> {
     let mut command = alloctrace();
     command.args(["record", "--cgroup", "/no/such/group"]);
-    let finished = crate::support::run(command)?;
+    let finished = run(command)?;
     ensure!(finished.code() == Some(2), "{:?}", finished.status);
     ensure!(finished.one_line()?.contains("found no control group `/no/such/group`"));
     Ok(())

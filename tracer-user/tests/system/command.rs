@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use alloctrace::profile::{Domain, Metric, Profile};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
-use crate::support::{
-    Asked, Finished, Interpreter, Running, alloctrace, amount, folder, load, program, pyenv_root, record, run,
-};
+use crate::asked::{Asked, amount};
+use crate::machine::{Interpreter, pyenv_root};
+use crate::support::{Finished, Running, alloctrace, folder, load, program, record, run};
 use crate::{Test, each, once, one};
 
 pub const TESTS: &[Test] = &[
@@ -364,12 +364,12 @@ fn execs_from_a_thread(interpreter: &Interpreter) -> Result<()> {
     has_recorded(folder.path())
 }
 
-/// Children are not followed yet, and must not be harmed; the parent's figures stay its own.
+/// Children that are gone before they can be armed are not harmed, and what they did is nobody else's.
 fn forks(interpreter: &Interpreter) -> Result<()> {
     let text = format!(
         "
 import os
-for _ in range(20):
+for _ in range(60):
     child = os.fork()
     if child == 0:
         x = [bytes(50) for _ in range(1000)]
@@ -389,6 +389,12 @@ exec(open({:?}).read())
     let losses = &mut profile.recording.losses;
     ensure!(losses.blocks_before_armed == of_children.sum::<u64>(), "{losses:?}");
     losses.blocks_before_armed = 0;
+    ensure!(losses.ended_unarmed_processes > 0 && losses.ended_unarmed_processes <= 61, "{losses:?}");
+    losses.ended_unarmed_processes = 0;
+    for sample in profile.samples.iter().filter(|sample| sample.thread != 0) {
+        let process = profile.processes.get(sample.process.0 as usize).context("no such process")?;
+        ensure!(sample.thread == process.pid, "thread {} counts for {process:?}", sample.thread);
+    }
     shows_it(&profile)
 }
 

@@ -8,10 +8,9 @@ use alloctrace::profile::{Domain, Metric};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
-use crate::support::{
-    Asked, Interpreter, Running, alloctrace, amount, folder, has_program, interrupt, load, program, record,
-    run, tracer,
-};
+use crate::asked::{Asked, amount};
+use crate::machine::{Interpreter, has_program};
+use crate::support::{Running, alloctrace, folder, interrupt, load, program, record, run, tracer};
 use crate::{Test, each, one};
 
 pub const TESTS: &[Test] = &[

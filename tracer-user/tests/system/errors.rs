@@ -7,9 +7,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
+use crate::machine::{Interpreter, has_program, unsupported};
 use crate::support::{
-    Finished, Interpreter, Running, alloctrace, folder, has_program, interrupt, is_running, load, program,
-    python, record, run, say, target, tracer, unsupported,
+    Finished, Running, alloctrace, folder, interrupt, is_running, load, program, python, record, run, say,
+    target, tracer,
 };
 use crate::{Test, once, one};
 

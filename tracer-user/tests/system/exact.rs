@@ -5,10 +5,10 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::asked::{Asked, amount, size_class};
+use crate::machine::Interpreter;
 use crate::results::{note, whole_stacks};
-use crate::support::{
-    Asked, Interpreter, amount, folder, interrupt, load, record_program, say, size_class, target, tracer,
-};
+use crate::support::{folder, interrupt, load, record_program, say, target, tracer};
 use crate::{Test, each, one};
 
 pub const TESTS: &[Test] = &[

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::Test;
-use crate::support::{
-    Asked, Interpreter, amount, folder, interrupt, load, record_program, say, target, tracer,
-};
+use crate::asked::{Asked, amount};
+use crate::machine::Interpreter;
+use crate::support::{folder, interrupt, load, record_program, say, target, tracer};
 
 pub const TESTS: &[Test] = &[
     crate::free("free_threaded::lines_agree_with_tracemalloc", lines_agree_with_tracemalloc),

@@ -5,9 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::asked::{Asked, amount, size_class};
+use crate::machine::Interpreter;
 use crate::services::python_with;
 use crate::support::record_program;
-use crate::support::{Asked, Interpreter, amount, folder, load, program, record, run, say, size_class};
+use crate::support::{folder, load, program, record, run, say};
 use crate::{Test, each, once};
 
 pub const TESTS: &[Test] = &[

@@ -8,10 +8,9 @@ use std::process::Command;
 use alloctrace::profile::{Domain, Metric};
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::support::{
-    Asked, Interpreter, Running, folder, has_program, interrupt, load, program, record, run, say, size_class,
-    target, tracer,
-};
+use crate::asked::{Asked, size_class};
+use crate::machine::{Interpreter, has_program};
+use crate::support::{Running, folder, interrupt, load, program, record, run, say, target, tracer};
 use crate::{Test, one};
 
 pub const TESTS: &[Test] = &[

@@ -7,9 +7,9 @@ use std::time::Duration;
 use alloctrace::profile::{Domain, Metric};
 use anyhow::{Context as _, Result, ensure};
 
-use crate::support::{
-    Asked, Interpreter, Running, folder, is_running, load, program, record, record_program, say,
-};
+use crate::asked::Asked;
+use crate::machine::Interpreter;
+use crate::support::{Running, folder, is_running, load, program, record, record_program, say};
 use crate::{Test, one};
 
 pub const TESTS: &[Test] = &[

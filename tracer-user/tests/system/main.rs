@@ -2,6 +2,7 @@
 //!
 //! Needs root, or the capabilities that tracing needs. Where it cannot run everything is reported as ignored, and as failed
 //! where `CI` is `true`. No test asserts on time; what takes how long is printed to standard error.
+mod asked;
 mod attach;
 mod children;
 mod command;
@@ -9,23 +10,27 @@ mod containers;
 mod errors;
 mod exact;
 mod free_threaded;
+mod growth;
 mod interpreters;
 mod kernel;
 mod limits;
+mod machine;
 mod mallocs;
 mod outputs;
 mod results;
 mod services;
+mod stacks;
 mod support;
 mod survey;
 mod switches;
 mod threads;
 mod truth;
+mod workers;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use support::{Interpreter, cannot_trace, interpreters};
+use machine::{Interpreter, cannot_trace, interpreters};
 
 /// One test; with a function of an interpreter it is run once for each.
 enum Check {
@@ -107,7 +112,8 @@ fn main() -> ExitCode {
     for Test { name, check: kind, runs_here } in tests
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
-        .chain([switches::TESTS, interpreters::TESTS, free_threaded::TESTS])
+        .chain([stacks::TESTS, switches::TESTS, interpreters::TESTS, free_threaded::TESTS, workers::TESTS])
+        .chain([growth::TESTS])
         .flatten()
     {
         // What setup brings must be there in CI: a test that vanishes proves nothing.
@@ -118,14 +124,14 @@ fn main() -> ExitCode {
             }
             Check::Each(check) | Check::Free(check) => {
                 let is_free = matches!(*kind, Check::Free(_));
-                for interpreter in if is_free { support::free_threaded() } else { found.clone() } {
+                for interpreter in if is_free { machine::free_threaded() } else { found.clone() } {
                     let title = format!("{name}::{}", interpreter.label);
                     let trial = Trial::test(title, move || done(check(&interpreter)));
                     trials.push(trial.with_ignored_flag(ignored));
                 }
             }
             Check::One(check) => {
-                let interpreter = support::preferred(&found);
+                let interpreter = machine::preferred(&found);
                 let trial =
                     Trial::test(*name, move || interpreter.map_or(Ok(()), |found| done(check(&found))));
                 trials.push(trial.with_ignored_flag(ignored));
@@ -139,7 +145,7 @@ fn main() -> ExitCode {
 fn kinds_missing(found: &[Interpreter]) -> Vec<&'static str> {
     let mut missing: Vec<_> = ["system", "pyenv", "debian", "musl", "clang"].into();
     missing.retain(|kind| !found.iter().any(|interpreter| interpreter.label.ends_with(kind)));
-    missing.extend(support::free_threaded().is_empty().then_some("free-threaded"));
+    missing.extend(machine::free_threaded().is_empty().then_some("free-threaded"));
     missing
 }
 

@@ -9,11 +9,10 @@ use std::process::Command;
 use alloctrace::profile::{Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 
+use crate::asked::{Asked, amount};
 use crate::exact;
-use crate::support::{
-    Asked, Finished, Interpreter, Running, alloctrace, amount, folder, has_program, interpreters, load,
-    program, record, run, say, tracer,
-};
+use crate::machine::{Interpreter, has_program, interpreters};
+use crate::support::{Finished, Running, alloctrace, folder, load, program, record, run, say, tracer};
 use crate::{Test, once, one};
 
 pub const TESTS: &[Test] = &[

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::support::{Interpreter, folder, program, record, run};
+use crate::machine::Interpreter;
+use crate::support::{folder, program, record, run};
 use crate::{Test, one};
 
 pub const TESTS: &[Test] = &[

@@ -11,7 +11,8 @@ use alloctrace::profile::{FrameKind, Metric, Profile, Sample};
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
-use crate::support::{Asked, Interpreter};
+use crate::asked::Asked;
+use crate::machine::Interpreter;
 
 /// Says how an interpreter was built: whether it has a library, by what is mapped (Debian configures for one and links its programs without), and whether
 /// with profiles, by its own configuration.

@@ -12,7 +12,8 @@ use alloctrace::profile::{Domain, Metric, Profile};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
-use crate::support::{Asked, Running, folder, load, program, record, say};
+use crate::asked::Asked;
+use crate::support::{Running, folder, load, program, record, say};
 use crate::{Test, once};
 
 pub const TESTS: &[Test] = &[

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::errors::for_everybody;
-use crate::support::{Interpreter, Running, alloctrace, has_program, run, target};
+use crate::machine::{Interpreter, has_program};
+use crate::support::{Running, alloctrace, run, target};
 use crate::{Test, once, one};
 
 pub const TESTS: &[Test] = &[

@@ -9,15 +9,15 @@ use alloctrace::profile::{Coverage, Domain, Metric, Profile};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 
-use crate::support::{
-    Asked, Finished, Interpreter, Running, amount, debug_builds, folder, interrupt, load, program, record,
-    run, say, size_class, target, tracer,
-};
+use crate::asked::{Asked, amount, size_class};
+use crate::machine::{Interpreter, debug_builds};
+use crate::support::{Finished, Running, folder, interrupt, load, program, record, run, say, target, tracer};
 use crate::{Test, each, once};
 
 pub const TESTS: &[Test] = &[
     each("switches::debug_hooks", debug_hooks),
     each("switches::malloc", malloc),
+    each("switches::mimalloc", mimalloc),
     each("switches::tracemalloc_started_meanwhile", tracemalloc_started_meanwhile),
     each("switches::another_allocator", another_allocator),
     each("switches::foreign_threads", foreign_threads),
@@ -106,6 +106,60 @@ fn malloc(interpreter: &Interpreter) -> Result<()> {
     Ok(())
 }
 
+/// mimalloc in pymalloc's place, from 3.13 on: it serves all sizes, and its pages are the witness.
+fn mimalloc(interpreter: &Interpreter) -> Result<()> {
+    if interpreter.minor < 13 {
+        let refused = record_with(interpreter, "mimalloc", "exact.py");
+        ensure!(refused.is_err(), "CPython without mimalloc has run with it");
+        return Ok(());
+    }
+    // The debug hooks put two words and eight bytes of marks around each block.
+    for (setting, allocator, extra) in
+        [("mimalloc", "mimalloc", 0), ("mimalloc_debug", "debug hooks over mimalloc", 24)]
+    {
+        let (profile, finished) = record_with(interpreter, setting, "exact.py")?;
+        uses(&profile, allocator)?;
+        ensure!(finished.stderr.contains(&format!("uses {allocator}")), "{}", finished.stderr);
+        let asked = Asked(&profile);
+        Asked(&profile).is_whole()?;
+        for (function, size) in [("bytes_of_95", 95), ("bytes_of_479", 479), ("bytes_of_480", 480)] {
+            let found = asked.function(Metric::Live, Domain::Pymalloc, function);
+            let expected = amount(1000 * page_block(size + 33 + extra), 1000);
+            ensure!(found == expected, "{setting}: {function} has {found:?}, expected {expected:?}");
+        }
+        let (profile, _) = record_with(interpreter, setting, "mixed.py")?;
+        let asked = Asked(&profile);
+        let (allocations, frees) = asked.coverage()?;
+        say(&format!(
+            "{}, {setting}: {} events, {allocations:.6} of allocations, {frees:.6} of frees",
+            interpreter.label, profile.recording.events
+        ));
+        Asked(&profile).is_whole()?;
+    }
+    mimalloc_of_a_process_that_runs(interpreter)
+}
+
+/// The size of the block that mimalloc gives for so many bytes: four sizes to each doubling, above 64 (`_mi_bin`, Objects/mimalloc/page-queue.c).
+fn page_block(bytes: u64) -> u64 {
+    let step = match bytes {
+        0..=64 => 16,
+        _ => bytes.next_power_of_two() / 8,
+    };
+    bytes.next_multiple_of(step)
+}
+
+/// Nobody has seen what it was started with: its tables say what it uses.
+fn mimalloc_of_a_process_that_runs(interpreter: &Interpreter) -> Result<()> {
+    let mut command = Command::new(&interpreter.python);
+    command.env("PYTHONMALLOC", "mimalloc").env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg("-s").arg(program("steps.py"));
+    let mut running = Running::start(command)?;
+    ensure!(running.line()? == "ready");
+    let (profile, _) = switch_and_keep(&mut running, &[])?;
+    uses(&profile, "mimalloc")?;
+    kept_3000(&profile, page_block(233))
+}
+
 /// One statement of `steps.py`.
 fn step(running: &mut Running, text: &str) -> Result<()> {
     running.write(&format!("{text}\n"))?;
@@ -116,25 +170,28 @@ fn step(running: &mut Running, text: &str) -> Result<()> {
 
 /// Attaches to `steps.py`, lets it do `switch` and then allocate a known amount; what became of it.
 fn switched(interpreter: &Interpreter, switch: &[String]) -> Result<(Profile, Finished)> {
-    let mut running = target(interpreter, "steps.py", &NONE)?;
+    switch_and_keep(&mut target(interpreter, "steps.py", &NONE)?, switch)
+}
+
+fn switch_and_keep(running: &mut Running, switch: &[String]) -> Result<(Profile, Finished)> {
     let folder = folder()?;
     let output = folder.path().join("x.pb.gz");
     let tracing = tracer(&output, &[running.id()], &[])?;
     for statement in switch {
-        step(&mut running, statement)?;
+        step(running, statement)?;
     }
-    step(&mut running, "keep(5000, 200)")?;
-    step(&mut running, "drop(2000)")?;
+    step(running, "keep(5000, 200)")?;
+    step(running, "drop(2000)")?;
     let finished = interrupt(tracing)?.succeeded()?;
     running.signal(Signal::KILL)?;
     Ok((load(&output)?, finished))
 }
 
-fn kept_3000(profile: &Profile) -> Result<()> {
+fn kept_3000(profile: &Profile, size: u64) -> Result<()> {
     let asked = Asked(profile);
     asked.is_whole()?;
     let kept = asked.function(Metric::Live, Domain::Pymalloc, "keep");
-    ensure!(kept == amount(3000 * size_class(233), 3000), "kept {kept:?}");
+    ensure!(kept == amount(3000 * size, 3000), "kept {kept:?}");
     let allocated = asked.function(Metric::Allocated, Domain::Pymalloc, "keep");
     // The numbers that count them come and go.
     ensure!(allocated.count >= 5000 && allocated.count <= 5000 + 5000, "allocated {allocated:?}");
@@ -146,7 +203,7 @@ fn tracemalloc_started_meanwhile(interpreter: &Interpreter) -> Result<()> {
     let change = "changed its allocator from pymalloc to tracemalloc over pymalloc";
     ensure!(finished.stderr.contains(change), "{}", finished.stderr);
     uses(&profile, "pymalloc, then tracemalloc over pymalloc")?;
-    kept_3000(&profile)
+    kept_3000(&profile, size_class(233))
 }
 
 /// Builds the library of `allocator_hook.c`.
@@ -166,7 +223,7 @@ fn another_allocator(interpreter: &Interpreter) -> Result<()> {
     let allocator = "another allocator (`hook_malloc` of hook.so)";
     ensure!(finished.stderr.contains(&format!("from pymalloc to {allocator}")), "{}", finished.stderr);
     uses(&profile, &format!("pymalloc, then {allocator}"))?;
-    kept_3000(&profile)
+    kept_3000(&profile, size_class(233))
 }
 
 fn foreign_threads(interpreter: &Interpreter) -> Result<()> {

@@ -14,8 +14,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::machine::Interpreter;
 use crate::results::note;
-use crate::support::{Finished, Interpreter, Running, alloctrace, folder, program, record, run, say};
+use crate::support::{Finished, Running, alloctrace, folder, program, record, run, say};
 use crate::{Test, each};
 
 pub const TESTS: &[Test] = &[

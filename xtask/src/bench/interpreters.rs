@@ -30,6 +30,14 @@ pub fn not_inlining() -> Result<Interpreter> {
     found.context("no interpreter of pyenv with a shared library; `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.12`")
 }
 
+/// One of pyenv's, of this minor version.
+pub fn of_pyenv(version: &str) -> Option<PathBuf> {
+    let is_it = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{version}.")))
+    };
+    pyenv_versions().into_iter().find(is_it).map(|folder| folder.join("bin/python3"))
+}
+
 fn shared(folder: &Path, version: &str) -> Option<Interpreter> {
     let allocator = folder.join(format!("lib/libpython{version}.so.1.0"));
     let label = format!("Python {}", folder.file_name()?.to_string_lossy());

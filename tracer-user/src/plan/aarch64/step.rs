@@ -41,6 +41,8 @@ impl Step<'_> {
         let [first, second, third, _] = instruction.operands;
         match instruction.opcode {
             Opcode::LDR | Opcode::LDUR => self.load(&[first], second),
+            Opcode::LDRH | Opcode::LDURH => self.load_half(first, second),
+            Opcode::STRH | Opcode::STURH => self.store_half(first, second),
             Opcode::LDP | Opcode::LDNP => self.load(&[first, second], third),
             Opcode::STR | Opcode::STUR => self.store(&[first], second),
             Opcode::STP | Opcode::STNP => self.store(&[first, second], third),
@@ -191,6 +193,31 @@ impl Step<'_> {
             if !matches!(target, Operand::SIMDRegister(..)) {
                 self.write(*target, value)?;
             }
+        }
+        Some(())
+    }
+
+    /// Sixteen bits, zero-extended.
+    fn load_half(&mut self, target: Operand, memory: Operand) -> Option<()> {
+        let Access { address, base } = self.access(memory)?;
+        let value = match address {
+            Some(address) => self.machine.load(address, 2),
+            None => self.machine.unknown(true),
+        };
+        if let Some((base, value)) = base {
+            self.machine.set(base, value);
+        }
+        self.write(target, value)
+    }
+
+    fn store_half(&mut self, source: Operand, memory: Operand) -> Option<()> {
+        let Access { address, base } = self.access(memory)?;
+        let value = self.read(source)?;
+        if let Some(address) = address {
+            self.machine.store(address, 2, value);
+        }
+        if let Some((base, value)) = base {
+            self.machine.set(base, value);
         }
         Some(())
     }

@@ -98,6 +98,15 @@ impl Machine {
         }
     }
 
+    /// The low 16 bits of a value.
+    pub fn half(&mut self, value: Value) -> Value {
+        match (value.number(), self.origins.definition(value)) {
+            (Some(number), _) => Value::constant(number & i64::from(u16::MAX)),
+            (None, Definition::Load16(_)) => Value { offset: i64::from(value.offset as i16), ..value },
+            _ => self.origins.define(Definition::OpaqueNarrow),
+        }
+    }
+
     /// `value + number` at the width that `value` has; 32-bit sums wrap there.
     pub fn sum(&self, value: Value, number: i64) -> Value {
         let sum = value.plus(number);
@@ -115,7 +124,7 @@ impl Machine {
         }
     }
 
-    /// Loads 4 or 8 bytes: the known cell, or a new name for what is there, which a second load finds again.
+    /// Loads 2, 4 or 8 bytes: the known cell, or a new name for what is there, which a second load finds again.
     pub fn load(&mut self, address: Value, size: usize) -> Value {
         if let Some(cell) = self.cells.iter().find(|cell| overlaps(cell, address, size)) {
             return match cell.address == address && cell.size == size {
@@ -123,15 +132,23 @@ impl Machine {
                 false => self.origins.define(Definition::Opaque),
             };
         }
-        let definition = if size == 8 { Definition::Load64(address) } else { Definition::Load32(address) };
+        let definition = match size {
+            8 => Definition::Load64(address),
+            4 => Definition::Load32(address),
+            _ => Definition::Load16(address),
+        };
         let value = self.origins.define(definition);
         self.cells.push(Store { address, size, value });
         value
     }
 
-    /// Stores; a 32-bit store keeps the low half of the value.
+    /// Stores; a store of 32 or 16 bits keeps the low ones of the value.
     pub fn store(&mut self, address: Value, size: usize, value: Value) {
-        let value = if size == 4 { self.narrow(value) } else { value };
+        let value = match size {
+            4 => self.narrow(value),
+            2 => self.half(value),
+            _ => value,
+        };
         let store = Store { address, size, value };
         self.cells.retain(|cell| !overlaps(cell, store.address, store.size));
         self.cells.push(store);

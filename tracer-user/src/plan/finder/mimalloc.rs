@@ -1,31 +1,37 @@
-//! The finder of mimalloc: where free-threaded interpreters take objects from pages and give them back.
+//! The finder of mimalloc: where blocks are taken from pages and given back, in free-threaded interpreters and under `PYTHONMALLOC=mimalloc`.
 //!
 //! Both are inlined like pymalloc's, and both pass one conditional branch at which the block is in a register
 //! (CPython, Objects/mimalloc/alloc.c; the page is `mi_page_t` in Include/internal/mimalloc/mimalloc/types.h):
 //! - pop (`_mi_page_malloc`): `R = [P+free]; if (R) { used += 1; T = [R]; [P+free] = T }`. The probe is on the test of R, before the pop: behind it there is
-//!   no branch. Where R is null the slow path finds a page, and comes to another such place.
+//!   no branch, or one whose both sides pop. Where R is null the slow path finds a page, and comes to another such place.
 //! - free (`mi_free`): `S = X & -32 MiB; if (this thread == [S+thread_id]) { L = [P+local_free]; [X] = L; [P+local_free] = X; used -= 1 }`. The probe is on
 //!   that comparison, which blocks freed by their own thread, by others, of full pages and of huge ones all pass, each once.
+//!
+//! Which mimalloc it is shows in the counter `used`: its place and its width are of one version only.
 //!
 //! It must not know processes, probes, or which interpreter this is.
 
 use super::machine::Machine;
-use super::patterns::{Operation, completed, find_operand, find_register, has_counted};
+use super::patterns::{FREE_BLOCK, Operation, completed, find_operand, find_register, has_changed};
 use super::value::{Definition, Origin, Value};
 use super::walk::{LOOK_BACK, Verdict};
 use super::{Code, Flow, Instruction};
-use crate::plan::PointKind;
 use crate::plan::elf::{Elf, MappedBytes};
+use crate::plan::{MimallocVersion, PointKind};
 
-/// Offsets in `mi_page_t`, 3.13 and 3.14.
-const FREE: i64 = 0x10;
-const USED: i64 = 0x18;
+/// Of `free` in `mi_page_t`: the same in all versions.
+const FREE: i64 = MimallocVersion::V2_1.layout().free as i64;
+const _: () = assert!(FREE == MimallocVersion::V2_5.layout().free as i64);
 /// `-MI_SEGMENT_SIZE`, 64-bit.
 const SEGMENT_MASK: i64 = -(32 << 20);
 /// A pop's load and its branch are neighbours in every build looked at.
 const STEPS_TO_TEST: u32 = 12;
+/// Branches between the load and the test: whether the block is to be cleared, and whether the page knows its blocks' size.
+const FORKS_TO_TEST: u32 = 2;
 /// From the test to the last store of the pop.
 const STEPS_OF_POP: u32 = 16;
+/// Branches between them: 2.5 asks whether its caller wants to know the page, and both ways pop.
+const FORKS_OF_POP: u32 = 1;
 /// From the mask to the comparison, and from there to the push: page and flags are found between.
 const STEPS_TO_COMPARISON: u32 = 24;
 const STEPS_TO_PUSH: u32 = 48;
@@ -41,6 +47,8 @@ pub struct PageSite {
     pub branch: u64,
     /// Why there is or is not a probe point.
     pub verdict: Verdict,
+    /// Whose page it is.
+    pub version: MimallocVersion,
 }
 
 /// All of them.
@@ -119,77 +127,148 @@ impl Recent {
     }
 }
 
-/// Looks closer at a load of `[P+free]`; none if what follows is no pop.
-fn examine_pop<'data, C: Code<'data>>(code: &mut C, load: &C::Instruction) -> Option<PageSite> {
+/// Looks closer at a load of `[P+free]`; nothing if what follows is no pop. Several where the test stands on more than one way: a build asks first whether the
+/// block is to be cleared, and tests the list on both sides of that.
+fn examine_pop<'data, C: Code<'data>>(code: &mut C, load: &C::Instruction) -> Vec<PageSite> {
+    let mut sites = Vec::new();
     let mut machine = Machine::default();
-    let head = load.memory_address(&machine)?;
+    let Some(head) = load.memory_address(&machine) else { return sites };
     if head.origin == Origin::initial(C::STACK_POINTER) {
-        return None;
+        return sites;
     }
     code.execute(load, &mut machine);
-    let (_, block) =
-        machine.registers().find(|(_, value)| machine.origins().loaded_from(*value) == Some(head))?;
-    let mut address = load.next_address();
-    for _ in 0..STEPS_TO_TEST {
-        let instruction = code.at(address)?;
-        match instruction.flow() {
-            Flow::Next => {
-                code.execute(&instruction, &mut machine);
-                address = instruction.next_address();
+    let loaded = machine.registers().find(|(_, value)| machine.origins().loaded_from(*value) == Some(head));
+    let Some((_, block)) = loaded else { return sites };
+    let mut paths = vec![Path {
+        machine,
+        address: load.next_address(),
+        steps: STEPS_TO_TEST,
+        forks: FORKS_TO_TEST,
+        touched: true,
+    }];
+    while let Some(mut path) = paths.pop() {
+        while path.steps > 0 {
+            path.steps -= 1;
+            let Some(instruction) = code.at(path.address) else { break };
+            match instruction.flow() {
+                Flow::Next => {
+                    code.execute(&instruction, &mut path.machine);
+                    path.address = instruction.next_address();
+                }
+                Flow::Jump(Some(target)) => path.address = target,
+                Flow::Conditional(Some(target)) => {
+                    let sides = [instruction.next_address(), target];
+                    let fates = sides.map(|side| fate(code, path.machine.clone(), side, block, head));
+                    match fates {
+                        // Always on one side and never on the other: there is no block.
+                        [Fate::Pops(version), Fate::Stays] | [Fate::Stays, Fate::Pops(version)] => {
+                            sites.push(judge_pop(&path.machine, &instruction, block, head, version));
+                        }
+                        _ if path.forks > 0 && fates.contains(&Fate::Unclear) => {
+                            for address in sides {
+                                let machine = path.machine.clone();
+                                paths.push(Path { machine, address, forks: path.forks - 1, ..path });
+                            }
+                        }
+                        _ => {}
+                    }
+                    break;
+                }
+                _ => break,
             }
-            Flow::Jump(target) => address = target?,
-            Flow::Conditional(target) => {
-                let sides = [instruction.next_address(), target?];
-                let pops = sides.map(|side| pops(code, machine.clone(), side, block, head));
-                // On one side only: the other is where there is no block.
-                return (pops[0] != pops[1]).then(|| judge_pop(&machine, &instruction, block, head));
-            }
-            Flow::End => return None,
         }
     }
-    None
+    sites
 }
 
-/// Whether `block` leaves the page's list before the next branch.
-fn pops<'data, C: Code<'data>>(
+/// What becomes of a block on all ways from some place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It leaves a page's list.
+    Pops(MimallocVersion),
+    /// It does not.
+    Stays,
+    /// One way or another: the place says nothing.
+    Unclear,
+}
+
+/// What becomes of `block` from `address` on.
+fn fate<'data, C: Code<'data>>(
     code: &mut C,
-    mut machine: Machine,
-    mut address: u64,
+    machine: Machine,
+    address: u64,
     block: Value,
     head: Value,
-) -> bool {
+) -> Fate {
     let before = machine.stores().len();
-    for _ in 0..STEPS_OF_POP {
-        let Some(instruction) = code.at(address) else { return false };
-        match instruction.flow() {
-            Flow::Next => {
-                code.execute(&instruction, &mut machine);
-                address = instruction.next_address();
+    let mut paths = vec![Path { machine, address, steps: STEPS_OF_POP, forks: FORKS_OF_POP, touched: true }];
+    let mut fates = Vec::new();
+    while let Some(mut path) = paths.pop() {
+        fates.push(loop {
+            if path.steps == 0 {
+                break Fate::Stays;
             }
-            Flow::Jump(Some(target)) => address = target,
-            _ => return false,
-        }
-        let used = head.plus(USED - FREE);
-        if has_counted(&machine, used, 1)
-            && matches!(completed(&machine, before), Some(Operation::Pop { block: popped, .. }) if popped == block)
-        {
-            return true;
-        }
+            path.steps -= 1;
+            let Some(instruction) = code.at(path.address) else { break Fate::Stays };
+            match instruction.flow() {
+                Flow::Next => {
+                    code.execute(&instruction, &mut path.machine);
+                    path.address = instruction.next_address();
+                }
+                Flow::Jump(Some(target)) => path.address = target,
+                Flow::Conditional(Some(target)) if path.forks > 0 => {
+                    path.forks -= 1;
+                    paths.push(Path { machine: path.machine.clone(), address: target, ..path });
+                    path.address = instruction.next_address();
+                }
+                _ => break Fate::Stays,
+            }
+            if let Some(version) = popped(&path.machine, before, block, head) {
+                break Fate::Pops(version);
+            }
+        });
     }
-    false
+    let first = fates.first().copied().unwrap_or(Fate::Stays);
+    if fates.iter().all(|fate| *fate == first) { first } else { Fate::Unclear }
 }
 
-fn judge_pop(machine: &Machine, branch: &impl Instruction, block: Value, head: Value) -> PageSite {
+/// The version of the page whose list `block` has left since `before`.
+fn popped(machine: &Machine, before: usize, block: Value, head: Value) -> Option<MimallocVersion> {
+    match completed(machine, before)? {
+        Operation::Pop { block: popped, .. } if popped == block => counted(machine, head.plus(-FREE), 1),
+        _ => None,
+    }
+}
+
+/// The version whose counter in `page` has been changed by `change`.
+fn counted(machine: &Machine, page: Value, change: i64) -> Option<MimallocVersion> {
+    MimallocVersion::ALL.into_iter().find(|version| has_changed(machine, counter(*version, page), change))
+}
+
+/// A page's counter, as a load of it.
+fn counter(version: MimallocVersion, page: Value) -> Definition {
+    let used = version.layout().used;
+    let place = page.plus(used.offset.into());
+    if used.bytes == 4 { Definition::Load32(place) } else { Definition::Load16(place) }
+}
+
+fn judge_pop(
+    machine: &Machine,
+    branch: &impl Instruction,
+    block: Value,
+    head: Value,
+    version: MimallocVersion,
+) -> PageSite {
     let page = find_register(machine, head.plus(-FREE));
     let verdict = match (page, find_operand(machine, block)) {
         _ if !branch.is_emulated_branch() => Verdict::NotEmulated,
         // The kernel half looks whether the register is null.
         (Some(page), Some(block)) if block.displacement == 0 => {
-            Verdict::Proven(PointKind::PagePop { block, page })
+            Verdict::Proven(PointKind::PagePop { block, page, version })
         }
         _ => Verdict::OutOfReach,
     };
-    PageSite { branch: branch.address(), verdict }
+    PageSite { branch: branch.address(), verdict, version }
 }
 
 /// A path from the mask on.
@@ -243,8 +322,10 @@ fn follow_free<'data, C: Code<'data>>(
                 Flow::Jump(Some(target)) => path.address = target,
                 Flow::Conditional(Some(target)) if path.touched => {
                     let sides = [instruction.next_address(), target];
-                    if sides.into_iter().any(|side| pushes(code, path.machine.clone(), side, block)) {
-                        sites.push(judge_free(&path.machine, &instruction, block));
+                    let mut versions =
+                        sides.into_iter().filter_map(|side| pushes(code, path.machine.clone(), side, block));
+                    if let Some(version) = versions.next() {
+                        sites.push(judge_free(&path.machine, &instruction, block, version));
                     }
                     break;
                 }
@@ -289,8 +370,13 @@ fn masked<'data, C: Code<'data>>(
     None
 }
 
-/// Whether some path from here puts `block` onto a page's list.
-fn pushes<'data, C: Code<'data>>(code: &mut C, machine: Machine, address: u64, block: Value) -> bool {
+/// Whose page's list some path from here puts `block` onto.
+fn pushes<'data, C: Code<'data>>(
+    code: &mut C,
+    machine: Machine,
+    address: u64,
+    block: Value,
+) -> Option<MimallocVersion> {
     let mut paths =
         vec![Path { machine, address, steps: STEPS_TO_PUSH, forks: FORKS_TO_PUSH, touched: true }];
     while let Some(mut path) = paths.pop() {
@@ -302,12 +388,11 @@ fn pushes<'data, C: Code<'data>>(code: &mut C, machine: Machine, address: u64, b
                 Flow::Next => {
                     code.execute(&instruction, &mut path.machine);
                     path.address = instruction.next_address();
-                    // The list is behind the counter here as in pymalloc's pools: `Push::pool` is where the counter lies.
                     if let Some(Operation::Push { block: pushed, pool }) = completed(&path.machine, before)
                         && pushed == block
-                        && has_counted(&path.machine, pool, -1)
+                        && let Some(version) = pushed_to(&path.machine, pool.plus(FREE_BLOCK))
                     {
-                        return true;
+                        return Some(version);
                     }
                 }
                 Flow::Jump(Some(target)) => path.address = target,
@@ -321,14 +406,27 @@ fn pushes<'data, C: Code<'data>>(code: &mut C, machine: Machine, address: u64, b
             }
         }
     }
-    false
+    None
 }
 
-fn judge_free(machine: &Machine, branch: &impl Instruction, block: Value) -> PageSite {
+/// The version whose `local_free` this list is: its counter must have gone down by one.
+fn pushed_to(machine: &Machine, list: Value) -> Option<MimallocVersion> {
+    let is_of = |version: &MimallocVersion| {
+        has_changed(machine, counter(*version, list.plus(-i64::from(version.layout().local_free))), -1)
+    };
+    MimallocVersion::ALL.into_iter().find(is_of)
+}
+
+fn judge_free(
+    machine: &Machine,
+    branch: &impl Instruction,
+    block: Value,
+    version: MimallocVersion,
+) -> PageSite {
     let verdict = match find_operand(machine, block) {
         _ if !branch.is_emulated_branch() => Verdict::NotEmulated,
         Some(block) => Verdict::Proven(PointKind::Push { block }),
         None => Verdict::OutOfReach,
     };
-    PageSite { branch: branch.address(), verdict }
+    PageSite { branch: branch.address(), verdict, version }
 }

@@ -97,10 +97,20 @@ pub fn pool_size(machine: &Machine, pool: Value, block: Value) -> Option<u64> {
 
 /// Whether the pool's 32-bit counter has been changed by `change` on this path.
 pub fn has_counted(machine: &Machine, pool: Value, change: i64) -> bool {
+    has_changed(machine, Definition::Load32(pool), change)
+}
+
+/// Whether what was loaded from a 32- or 16-bit counter has been written back there, changed by `change`.
+pub fn has_changed(machine: &Machine, counter: Definition, change: i64) -> bool {
+    let (place, size) = match counter {
+        Definition::Load32(place) => (place, 4),
+        Definition::Load16(place) => (place, 2),
+        _ => return false,
+    };
     machine.stores().iter().any(|store| {
-        store.size == 4
-            && store.address == pool
-            && machine.origins().definition(store.value) == Definition::Load32(pool)
+        store.size == size
+            && store.address == place
+            && machine.origins().definition(store.value) == counter
             && store.value.offset == change
     })
 }

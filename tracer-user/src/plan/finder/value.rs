@@ -54,6 +54,8 @@ pub enum Definition {
     Load64(Value),
     /// Four bytes loaded from an address, zero-extended.
     Load32(Value),
+    /// Two bytes loaded from an address. What is above them in a register is not kept: sums of it are sums of 16 bits.
+    Load16(Value),
     /// A value with its low bits cleared: `of & mask`.
     Masked {
         /// The value before.
@@ -102,7 +104,7 @@ impl Origins {
     /// Whether `value` is known to fit 32 bits.
     pub fn is_narrow(&self, value: Value) -> bool {
         match self.definition(value) {
-            Definition::Load32(_) | Definition::OpaqueNarrow => true,
+            Definition::Load32(_) | Definition::Load16(_) | Definition::OpaqueNarrow => true,
             _ => value.number().is_some_and(|number| u32::try_from(number).is_ok()),
         }
     }

@@ -7,7 +7,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, 
 
 use super::code::{Address, memory_address, plain_address, register_number};
 use crate::plan::finder::machine::Machine;
-use crate::plan::finder::value::Value;
+use crate::plan::finder::value::{Definition, Value};
 
 /// The number of `rsp`.
 pub const STACK_POINTER: u8 = 4;
@@ -37,7 +37,9 @@ impl Step<'_> {
     fn modelled(&mut self, instruction: &Instruction) -> bool {
         let [target, source] = [0, 1].map(|index| self.operand(instruction, index));
         match instruction.mnemonic() {
-            Mnemonic::Mov => self.read(&source).is_some_and(|value| self.write(&target, value)),
+            Mnemonic::Mov | Mnemonic::Movzx => {
+                self.read(&source).is_some_and(|value| self.write(&target, value))
+            }
             Mnemonic::Lea => self.load_address(&target, instruction),
             Mnemonic::Add => self.add(&target, self.peek_number(&source)),
             Mnemonic::Sub => self.add(&target, self.peek_number(&source).and_then(i64::checked_neg)),
@@ -70,7 +72,8 @@ impl Step<'_> {
                 address: memory_address(instruction, self.machine),
                 size: instruction.memory_size().size(),
             },
-            OpKind::Immediate8to32
+            OpKind::Immediate8to16
+            | OpKind::Immediate8to32
             | OpKind::Immediate8to64
             | OpKind::Immediate32to64
             | OpKind::Immediate64 => Operand::Number(instruction.immediate(index).cast_signed()),
@@ -94,10 +97,13 @@ impl Step<'_> {
             Operand::Number(number) => Some(Value::constant(number)),
             Operand::Register { number, size: 8 } => Some(self.machine.register(number)),
             Operand::Register { number, size: 4 } => Some(self.machine.narrow(self.machine.register(number))),
-            Operand::Memory { address: Some(address), size: size @ (4 | 8) } => {
+            Operand::Register { number, size: 2 } => Some(self.machine.half(self.machine.register(number))),
+            Operand::Memory { address: Some(address), size: size @ (2 | 4 | 8) } => {
                 Some(self.machine.load(address, size))
             }
-            Operand::Memory { address: None, size: size @ (4 | 8) } => Some(self.machine.unknown(size == 4)),
+            Operand::Memory { address: None, size: size @ (2 | 4 | 8) } => {
+                Some(self.machine.unknown(size != 8))
+            }
             _ => None,
         }
     }
@@ -110,10 +116,18 @@ impl Step<'_> {
                 let value = self.machine.narrow(value);
                 self.machine.set(number, value);
             }
-            Operand::Memory { address: Some(address), size: size @ (4 | 8) } => {
+            // The bits above are kept, and only a counter is followed without them.
+            Operand::Register { number, size: 2 } => {
+                let value = match self.machine.origins().definition(value) {
+                    Definition::Load16(_) => value,
+                    _ => self.machine.unknown(false),
+                };
+                self.machine.set(number, value);
+            }
+            Operand::Memory { address: Some(address), size: size @ (2 | 4 | 8) } => {
                 self.machine.store(address, size, value);
             }
-            Operand::Memory { address: None, size: 4 | 8 } => {}
+            Operand::Memory { address: None, size: 2 | 4 | 8 } => {}
             _ => return false,
         }
         true
