@@ -2,6 +2,7 @@
 //!
 //! The modules are the stages of docs/ARCHITECTURE.md, in the order in which data passes them.
 pub mod attach;
+pub mod budget;
 pub mod census;
 pub mod cli;
 pub mod discover;
