@@ -115,6 +115,10 @@ impl<T: Tables> Books<'_, T> {
         let Some(account) = self.tables.account(id.0) else { return false };
         add(&account.allocated_count, 1);
         add(&account.allocated_bytes, size);
+        // In a window frees are not seen: nothing is known to live.
+        if self.settings.window().is_any() {
+            return false;
+        }
         let Some(key) = Key::new(self.slot, address) else { return false };
         let (inserted, missed) = self.live().insert(key, size, id.0);
         let mut entries = 0_i32;

@@ -5,7 +5,7 @@
 //! from then on. It must not know probes or tables.
 
 use crate::abi::function;
-use crate::tables::Thread;
+use crate::tables::{Thread, Window};
 
 /// What a call asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +103,15 @@ pub fn enter(thread: &Thread, request: &Request, stack_pointer: u64) -> Entered 
     thread.call_size.store(request.size);
     thread.call_pointer.store(request.pointer);
     Entered::Outermost { abandoned: depth > 0 }
+}
+
+/// A call that began in an earlier window has returned unseen, and is forgotten.
+#[inline(always)]
+pub fn look_into(thread: &Thread, window: Window) {
+    if thread.call_entry.load() != window.0 {
+        thread.call_depth.store(0);
+        thread.call_entry.store(window.0);
+    }
 }
 
 /// Whether a `free` at this stack pointer is part of a call of the family (realloc of size 0).

@@ -94,6 +94,8 @@ pub struct Totals {
     pub failed_reads: Cell,
     pub ring_full: Cell,
     pub abandoned_calls: Cell,
+    /// Pools that were opened, where that is a function's return.
+    pub pools: Cell,
 }
 
 /// Places of [`Generations`]. Two addresses that share one cost accounts, not names: with 32,768, a code object's end opens
@@ -176,7 +178,7 @@ pub struct Thread {
     pub call_size: Cell,
     /// realloc: the old block's key; posix_memalign: where the result will be stored.
     pub call_pointer: Cell,
-    /// realloc: the old block's entry, taken out of the live table; 0: it had none.
+    /// realloc: the old block's entry, taken out of the live table; 0: it had none. In windows: the one in which the call began.
     pub call_entry: Cell,
     /// The identity of the frames walked so far.
     pub walk_hash: Cell,
@@ -228,6 +230,53 @@ pub struct Settings {
     pub anonymous_pages: Cell,
     /// By how much that count jumps, at the least, when a huge page comes.
     pub huge_jump: Cell,
+    /// 0: everything that is armed counts, all the time. Else a [`Window`].
+    pub window: Cell,
+}
+
+impl Settings {
+    /// What counts now.
+    #[inline(always)]
+    #[must_use]
+    pub fn window(&self) -> Window {
+        Window(self.window.load())
+    }
+}
+
+/// A stretch of time in which what is allocated counts, and nothing else; outside of any, nothing does. Points are armed one after the other, and what
+/// is seen meanwhile is not the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window(pub u64);
+
+impl Window {
+    const OPEN: u64 = 1;
+    const NUMBER: u64 = 2;
+
+    /// The window with this number is over, or has not begun.
+    #[must_use]
+    pub const fn closed(number: u64) -> Self {
+        Self((number + 1) * Self::NUMBER)
+    }
+
+    /// It is open.
+    #[must_use]
+    pub const fn open(number: u64) -> Self {
+        Self(Self::closed(number).0 | Self::OPEN)
+    }
+
+    /// Whether there are windows at all.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_any(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether nothing counts now.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_closed(self) -> bool {
+        self.is_any() && self.0 & Self::OPEN == 0
+    }
 }
 
 /// Where the running kernel keeps what is read of it, in bytes from the start of the structure that the name begins with.

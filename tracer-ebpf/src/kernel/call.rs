@@ -5,7 +5,9 @@ use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_ebpf::abi::{domain, function, kind};
 use tracer_ebpf::account::{Freed, add};
-use tracer_ebpf::calls::{Entered, OldBlock, Request, enter, is_continued, is_nested_free, leave, old_block};
+use tracer_ebpf::calls::{
+    Entered, OldBlock, Request, enter, is_continued, is_nested_free, leave, look_into, old_block,
+};
 use tracer_ebpf::live::{Entry, Key};
 use tracer_ebpf::memory::Memory as _;
 use tracer_ebpf::tables::Thread;
@@ -39,6 +41,10 @@ pub fn malloc_enter(context: ProbeContext) -> u32 {
         argument::<2>(&context),
     );
     let stack_pointer = stack_pointer(&context);
+    let window = event.settings.window();
+    if window.is_any() {
+        look_into(thread, window);
+    }
     let continued = is_continued(thread, &request, stack_pointer);
     let Entered::Outermost { abandoned } = enter(thread, &request, stack_pointer) else { return 0 };
     if continued {
@@ -47,7 +53,10 @@ pub fn malloc_enter(context: ProbeContext) -> u32 {
     if abandoned {
         add(&event.totals.abandoned_calls, 1);
     }
-    thread.call_entry.store(0);
+    thread.call_entry.store(window.0);
+    if window.is_any() {
+        return 0;
+    }
     // The old block leaves the table now: while realloc runs, another thread may already get its address.
     if request.is_realloc()
         && request.pointer != 0
@@ -77,9 +86,13 @@ pub fn malloc_return(context: RetProbeContext) -> u32 {
     let context = ProbeContext::new(context.as_ptr());
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
+    let window = event.settings.window();
+    if window.is_any() {
+        look_into(thread, window);
+    }
     let Some(request) = leave(thread) else { return 0 };
     let returned = result(&context);
-    if request.is_realloc() {
+    if !window.is_any() && request.is_realloc() {
         end_old_block(&event, thread, &request, returned);
     }
     let block = if request.function != function::POSIX_MEMALIGN {

@@ -43,6 +43,7 @@ pub fn pool_return(context: RetProbeContext) -> u32 {
     if block == 0 {
         return 0;
     }
+    add(&event.totals.pools, 1);
     add(&event.totals.pops, 1);
     let size = size_of_pool(block & !u64::from(event.layout.pool_mask));
     book_later(&context, &event, block, size, domain::PYMALLOC);

@@ -90,8 +90,12 @@ impl Event {
         if layout.active == 0 || layout.pid != 0 && layout.pid != (ids >> 32) as u32 {
             return None;
         }
+        let settings = settings()?;
+        if settings.window().is_closed() {
+            return None;
+        }
         let totals = totals(cookie.process())?;
-        Some(Self { cookie, thread_id: ids as u32, layout, totals, settings: settings()? })
+        Some(Self { cookie, thread_id: ids as u32, layout, totals, settings })
     }
 
     /// The process's books.

@@ -184,6 +184,15 @@ impl Kernel {
         Ok(())
     }
 
+    /// The programs that probe points start; none where they are armed one by one.
+    pub(super) fn point_programs(&self) -> impl Iterator<Item = &OwnedFd> {
+        let programs = match &self.loaded {
+            Loaded::Multi { programs, .. } => Some(programs.values()),
+            Loaded::None | Loaded::Perf(_) => None,
+        };
+        programs.into_iter().flatten()
+    }
+
     /// A table that userspace may map.
     pub(super) fn table(&self, name: &'static str) -> Result<BorrowedFd<'_>, AttachError> {
         self.maps.get(name).and_then(map_descriptor).ok_or_else(|| missing(name))

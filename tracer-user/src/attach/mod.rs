@@ -3,6 +3,7 @@
 //! Only this stage and `drain` know aya, and only this stage makes system calls of its own. Whatever it arms belongs to file
 //! descriptors: it is gone when they are dropped, also when the tracer is killed.
 
+mod accounts;
 mod armed;
 mod ended;
 mod followed;
@@ -21,10 +22,12 @@ mod programs;
 mod readiness;
 mod ring;
 mod settings;
+mod statistics;
 mod syscall;
 mod target;
 mod trial;
 
+pub use accounts::Allocated;
 pub use armed::{Armed, disarm};
 pub use ended::{AccountWords, SlotSet, close_accounts, forget_codes, take_blocks};
 pub use kernel::{Kernel, ProbePoint, TableSizes};
@@ -36,7 +39,8 @@ pub use programs::Program;
 pub use readiness::Readiness;
 pub use ring::RingPositions;
 pub use settings::Globals;
-pub use target::{FilePlan, Slot, arm};
+pub use statistics::RunStatistics;
+pub use target::{FilePlan, Slot, Watch, arm};
 pub use trial::trial;
 
 use std::io;
@@ -130,6 +134,11 @@ pub enum AttachError {
         /// What was looked for.
         missing: &'static str,
     },
+    /// Points cannot be armed together.
+    #[error(
+        "this kernel has no uprobe_multi, which budget mode needs (Linux 6.6): record with `--mode growth` where the kernel has what that needs, or with `--mode exact` at its full cost"
+    )]
+    NoWindows,
     /// The process went away meanwhile.
     #[error("process {pid} ended before it was armed")]
     Gone {

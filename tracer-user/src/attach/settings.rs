@@ -18,6 +18,8 @@ const ALL_EXECS: usize = 21;
 const ANONYMOUS_PAGES: usize = 22;
 /// Index of `huge_jump` in it.
 const HUGE_JUMP: usize = 23;
+/// Index of `window` in it.
+const WINDOW: usize = 24;
 /// `tracer_ebpf::tables::Globals` as words.
 pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
@@ -93,6 +95,11 @@ impl Kernel {
     pub(super) fn set_anonymous_pages(&mut self, offset: u64) -> Result<(), AttachError> {
         self.set(ANONYMOUS_PAGES, offset)?;
         self.set(HUGE_JUMP, huge_jump(processors()))
+    }
+
+    /// Of everything that is armed only allocations count, and those only in windows.
+    pub fn set_window(&mut self, window: tracer_ebpf::tables::Window) -> Result<(), AttachError> {
+        self.set(WINDOW, window.0)
     }
 
     fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {

@@ -9,8 +9,10 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_PROG_LOAD: i64 = 5;
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_BTF_LOAD: i64 = 18;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_ENABLE_STATS: i64 = 32;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
@@ -88,6 +90,14 @@ struct MapUpdate {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct GetInfo {
+    object: u32,
+    bytes: u32,
+    info: u64,
 }
 
 fn bpf<Attributes>(command: i64, attributes: &mut Attributes) -> io::Result<i64> {
@@ -268,4 +278,24 @@ pub fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -
         ..MapUpdate::default()
     };
     bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Has the kernel count runs of programs and their time, until what is given is closed (kernel/bpf/syscall.c, `bpf_enable_runtime_stats`).
+pub fn enable_statistics() -> io::Result<OwnedFd> {
+    // The only attribute is the kind: `BPF_STATS_RUN_TIME`.
+    let mut kind = 0_u32;
+    bpf(BPF_ENABLE_STATS, &mut kind).map(descriptor)
+}
+
+/// Runs of a program, and the nanoseconds that they took.
+pub fn run_statistics(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    // SAFETY: it consists of numbers, of which all may be zero.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = GetInfo {
+        object: raw(program),
+        bytes: u32::try_from(size_of_val(&info)).unwrap_or(u32::MAX),
+        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok((info.run_cnt, info.run_time_ns))
 }

@@ -25,6 +25,19 @@ pub struct FilePlan<'a> {
     pub plan: &'a Plan,
 }
 
+/// Which points of a plan are armed, and what they start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// All of them.
+    Everything,
+    /// Those at which blocks are handed out: what is allocated needs no frees, and half of the traps are theirs.
+    Allocations,
+    /// Those of them that are rare beside the others: pools are opened, malloc is called. They hardly slow a process.
+    Rare,
+    /// All of them, with a program that does nothing: the floor that benches compare with.
+    Bare,
+}
+
 /// The programs of a recording, in the order in which they are armed: a return before its entry, so that no entry waits for
 /// a return that is not watched, and frees before allocations.
 const ORDER: [Program; 6] = [
@@ -36,26 +49,47 @@ const ORDER: [Program; 6] = [
     Program::PagePop,
 ];
 
-/// Arms every point of `plans` in a process. With `bare`, the points start a program that does nothing: the floor that the
-/// benches compare with.
+/// Arms points of `plans` in a process.
 pub fn arm(
     kernel: &mut Kernel,
     slot: Slot,
     plans: &[FilePlan<'_>],
-    bare: bool,
+    watch: Watch,
 ) -> Result<Vec<Armed>, AttachError> {
     let mut armed = Vec::new();
     for program in ORDER {
         for file in plans {
+            let wanted = file.plan.points.iter().filter(|point| watch.wants(point.kind));
             let points: Vec<ProbePoint> =
-                file.plan.points.iter().filter_map(|point| probe_point(point, program, slot)).collect();
+                wanted.filter_map(|point| probe_point(point, program, slot)).collect();
             if !points.is_empty() {
-                let started = if bare { program.bare() } else { program };
+                let started = if watch == Watch::Bare { program.bare() } else { program };
                 armed.push(kernel.arm(started, file.path, slot.pid, &points)?);
             }
         }
     }
     Ok(armed)
+}
+
+impl Watch {
+    /// Whether points of this kind are armed.
+    const fn wants(self, kind: PointKind) -> bool {
+        let is_end = matches!(
+            kind,
+            PointKind::Push { .. } | PointKind::PushIndirect { .. } | PointKind::Malloc(MallocFunction::Free)
+        );
+        match self {
+            Self::Everything | Self::Bare => true,
+            Self::Allocations => !is_end,
+            Self::Rare => !is_end && matches!(kind, PointKind::NewPoolReturn | PointKind::Malloc(_)),
+        }
+    }
+
+    /// Instructions that are armed of a plan.
+    #[must_use]
+    pub fn points(self, plan: &Plan) -> usize {
+        plan.points.iter().filter(|point| self.wants(point.kind)).count()
+    }
 }
 
 /// The probe point if `program` is to be started there.

@@ -11,6 +11,7 @@ use std::hash::Hash;
 use rustc_hash::FxHashMap;
 
 use super::interval::{Estimate, FEWEST_EFFECTIVE_WINDOWS, Interval, gamma, small_sample};
+use super::pace::Correction;
 
 /// What was seen of one stack in one window or stretch; points that stand for others are weighted already.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -96,6 +97,8 @@ pub struct Flows<K> {
     sampled: f64,
     exact: f64,
     lost: u64,
+    /// See [`Flows::correct`].
+    correction: Correction,
 }
 
 impl<K> Default for Flows<K> {
@@ -108,6 +111,7 @@ impl<K> Default for Flows<K> {
             sampled: 0.0,
             exact: 0.0,
             lost: 0,
+            correction: Correction::NONE,
         }
     }
 }
@@ -160,6 +164,17 @@ impl<K: Copy + Eq + Hash> Flows<K> {
         self.lost
     }
 
+    /// What windows say is to be multiplied by this: they saw more or less of the work than was believed (`pace.rs`).
+    pub fn correct(&mut self, correction: Correction) {
+        self.correction = correction;
+    }
+
+    /// See [`Flows::correct`].
+    #[must_use]
+    pub fn factor(&self) -> f64 {
+        self.correction.factor
+    }
+
     /// Share of the progress that was seen: 1.0 is everything.
     #[must_use]
     pub fn seen_fraction(&self) -> f64 {
@@ -167,10 +182,16 @@ impl<K: Copy + Eq + Hash> Flows<K> {
         if all > 0.0 { ((self.exact + self.all.seen) / all).min(1.0) } else { 0.0 }
     }
 
+    /// All that the process made, in the unit of the calls.
+    #[must_use]
+    pub fn progress(&self) -> f64 {
+        self.exact + self.sampled
+    }
+
     /// What survivors' weights must be multiplied by so that windows together stand for all progress; 1.0 while not known.
     #[must_use]
     pub fn scale(&self) -> f64 {
-        self.all.scale(self.sampled)
+        self.all.scale(self.sampled) * self.correction.factor
     }
 
     /// Stacks of which anything was seen.
@@ -196,7 +217,7 @@ impl<K: Copy + Eq + Hash> Flows<K> {
                 Measure::Bytes | Measure::Count => &self.all,
                 Measure::RetainedBytes | Measure::RetainedCount => &self.tails,
             };
-            base.estimate(&sums[measure as usize], self.sampled)
+            base.estimate(&sums[measure as usize], self.sampled, self.correction)
         };
         let bytes = &sums[Measure::Bytes as usize];
         Flow {
@@ -222,13 +243,13 @@ impl Base {
         if self.progress > 0.0 { sampled / self.progress } else { 1.0 }
     }
 
-    fn estimate(&self, sums: &Sums, sampled: f64) -> Estimate {
+    fn estimate(&self, sums: &Sums, sampled: f64, correction: Correction) -> Estimate {
         let Sums { exact, y, y_squared, y_progress, largest } = *sums;
         if y <= 0.0 {
             return self.unseen(exact, sampled);
         }
         let effective = y * y / y_squared;
-        let scale = self.scale(sampled);
+        let scale = self.scale(sampled) * correction.factor;
         let value = exact + y * scale;
         if effective < FEWEST_EFFECTIVE_WINDOWS || self.progress <= 0.0 {
             return Estimate::TooFewWindows { value, effective };
@@ -239,7 +260,8 @@ impl Base {
         let residual = (squares / y_squared).clamp(1e-6, 4.0);
         let unseen = (1.0 - self.seen / sampled).clamp(0.0, 1.0);
         let sample = self.windows / (self.windows - 1.0).max(1.0) * small_sample(self.windows).powi(2);
-        let variance = scale * scale * y_squared * residual * unseen * sample;
+        let of_correction = (y * scale * correction.error).powi(2);
+        let variance = scale * scale * y_squared * residual * unseen * sample + of_correction;
         // One more window adds as much more than its share as the windows vary.
         let jump = scale * largest * (residual.min(1.0) * unseen).sqrt();
         let interval = gamma(y * scale, variance, jump);

@@ -64,8 +64,8 @@ impl Budget {
         Self {
             share: percent / 100.0,
             processors,
-            shortest: Duration::from_millis(5),
-            longest: Duration::from_millis(50),
+            shortest: Duration::from_millis(20),
+            longest: Duration::from_millis(100),
             tail: Duration::from_millis(50),
             opening: Duration::ZERO,
             margin: 1.15,

@@ -12,6 +12,7 @@ pub mod governor;
 pub mod interval;
 pub mod leaks;
 pub mod ledger;
+pub mod pace;
 pub mod points;
 pub mod progress;
 pub mod survivors;

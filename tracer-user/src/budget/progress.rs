@@ -12,7 +12,7 @@ use std::time::Duration;
 const MOST_SLOWDOWN: f64 = 100.0;
 
 /// One window of one process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Span {
     /// Time of the target that it stands for (`governor::Window::represents`), times processes over those that were armed.
     pub represents: Duration,
@@ -22,6 +22,8 @@ pub struct Span {
     pub cpu: Duration,
     /// The process's own work in that time: user time, or user-mode instructions at the pace that they have without probes.
     pub progress: Duration,
+    /// Seconds of its own time that it covered at the least, known from elsewhere; 0: nothing is.
+    pub least: f64,
 }
 
 impl Span {
@@ -34,7 +36,8 @@ impl Span {
         let armed = self.armed.as_secs_f64();
         let lost = self.cpu.saturating_sub(self.progress).as_secs_f64();
         let threads = (self.cpu.as_secs_f64() / armed.max(1e-9)).max(1.0);
-        (armed - lost / threads).max(armed / MOST_SLOWDOWN)
+        let least = if self.least > 0.0 { self.least.min(armed) } else { armed / MOST_SLOWDOWN };
+        (armed - lost / threads).max(least)
     }
 
     /// How many such windows the time that it stands for would hold; `None` for a window that was not armed at all.
@@ -51,7 +54,7 @@ mod tests {
     #[track_caller]
     fn check(armed: u64, cpu: u64, progress: u64, natural: f64) {
         let [armed, cpu, progress] = [armed, cpu, progress].map(Duration::from_millis);
-        let span = Span { represents: Duration::from_secs(1), armed, cpu, progress };
+        let span = Span { represents: Duration::from_secs(1), armed, cpu, progress, least: 0.0 };
         assert!((span.natural() - natural).abs() < 1e-9, "{span:?}: {}", span.natural());
     }
 
@@ -70,8 +73,10 @@ mod tests {
     fn weights_are_finite_and_at_least_one() {
         assert_eq!(Span::default().weight(), None);
         let second = Duration::from_secs(1);
-        let all = Span { represents: second, armed: second, cpu: second, progress: second };
+        let all = Span { represents: second, armed: second, cpu: second, progress: second, least: 0.0 };
         assert_eq!(all.weight(), Some(1.0));
+        let slow = Span { progress: Duration::ZERO, ..all };
+        assert!(slow.weight().unwrap() > 99.0 && Span { least: 0.5, ..slow }.weight() == Some(2.0));
         assert_eq!(Span { armed: 2 * second, ..all }.weight(), Some(1.0));
         assert!(Span { represents: Duration::MAX, ..all }.weight().unwrap().is_finite());
     }

@@ -58,6 +58,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if profile.is_empty() {
         return Ok(nothing_recorded(&arguments.profile));
     }
-    output::write_as(&profile, format, &arguments.output, arguments.what.options(&profile))?;
+    output::write_as(&profile, format, &arguments.output, arguments.what.options(&profile)?)?;
     Ok(ExitCode::SUCCESS)
 }

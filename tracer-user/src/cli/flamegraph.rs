@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if profile.is_empty() {
         return Ok(nothing_recorded(&arguments.profile));
     }
-    let output::Options { metric, unit } = arguments.what.options(&profile);
+    let output::Options { metric, unit } = arguments.what.options(&profile)?;
     let options = flamegraph::Options { metric, unit, inverted: arguments.inverted };
     output::produce(&arguments.output, |writer| match &base {
         None => flamegraph::write(&profile, options, writer),

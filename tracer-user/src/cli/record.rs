@@ -52,6 +52,9 @@ pub struct Arguments {
     /// How to watch
     #[arg(long, value_name = "MODE", default_value = "exact")]
     mode: Mode,
+    /// What budget mode may cost, in percent of the CPU time that the processes use for themselves [default: 1; 100 for a COMMAND]
+    #[arg(long, value_name = "PERCENT", value_parser = values::percent)]
+    budget: Option<f64>,
     /// Stop recording after this time, such as 30s or 5m; the process goes on
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
@@ -89,6 +92,8 @@ enum Mode {
     Exact,
     /// Page faults and no allocator: whose stacks make resident memory grow
     Growth,
+    /// What is allocated, estimated from short windows that cost no more than --budget
+    Budget,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -96,6 +101,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let path = arguments.output.clone().unwrap_or_else(|| default_path(arguments));
     let format = Format::of(&path)?;
     output::check_writable(&path)?;
+    if arguments.mode == Mode::Budget && arguments.what.is_of_blocks_kept() {
+        bail!(
+            "budget mode sees what is allocated and not what becomes of it: use `--metric allocated`, or `--mode exact`"
+        );
+    }
     let request = Request {
         subject: subject(arguments),
         duration: arguments.duration,
@@ -104,7 +114,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         follow: !arguments.no_follow,
         any_kernel: arguments.any_kernel,
         bare: arguments.bench_empty,
-        growth: arguments.mode == Mode::Growth,
+        mode: mode(arguments),
     };
     let mut console = Console::new(arguments, path, format);
     let runtime =
@@ -144,6 +154,15 @@ fn log_to_standard_error(verbose: u8) {
     let logger = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_target(false);
     // A second recording in one process keeps the first one's.
     let _ = logger.try_init();
+}
+
+fn mode(arguments: &Arguments) -> session::Mode {
+    let usual = if arguments.command.is_empty() { 1.0 } else { 100.0 };
+    match arguments.mode {
+        Mode::Exact => session::Mode::Exact,
+        Mode::Growth => session::Mode::Growth,
+        Mode::Budget => session::Mode::Budget { percent: arguments.budget.unwrap_or(usual) },
+    }
 }
 
 fn subject(arguments: &Arguments) -> Subject {
@@ -204,13 +223,23 @@ struct Console {
     what: values::What,
     quiet: bool,
     terminal: bool,
+    shows_live: bool,
     written: anyhow::Result<()>,
 }
 
 impl Console {
     fn new(arguments: &Arguments, path: PathBuf, format: Format) -> Self {
         let terminal = io::stderr().is_terminal() && !arguments.quiet;
-        Self { path, format, what: arguments.what, quiet: arguments.quiet, terminal, written: Ok(()) }
+        let shows_live = arguments.mode != Mode::Budget;
+        Self {
+            path,
+            format,
+            what: arguments.what,
+            quiet: arguments.quiet,
+            terminal,
+            shows_live,
+            written: Ok(()),
+        }
     }
 
     fn line(&self, line: &str) {
@@ -229,12 +258,13 @@ impl Observer for Console {
             return;
         }
         let Progress { elapsed, events, live_bytes, losses } = progress;
+        // Nothing is known of what lives where frees are not seen.
+        let live = if self.shows_live { format!("{} live, ", HumanBytes(live_bytes)) } else { String::new() };
         let _ = write!(
             io::stderr(),
-            "\r\x1b[K{:.0} s, {} events, {} live, {losses} lost",
+            "\r\x1b[K{:.0} s, {} events, {live}{losses} lost",
             elapsed.as_secs_f64(),
             HumanCount(events),
-            HumanBytes(live_bytes),
         );
     }
 
@@ -243,8 +273,10 @@ impl Observer for Console {
     }
 
     fn finished(&mut self, profile: Profile) {
-        let options: Options = self.what.options(&profile);
-        self.written = output::write_as(&profile, self.format, &self.path, options).map_err(Into::into);
+        let written = self.what.options(&profile).and_then(|options: Options| {
+            output::write_as(&profile, self.format, &self.path, options).map_err(Into::into)
+        });
+        self.written = written;
         for line in summary::lines(&profile) {
             self.line(&line);
         }

@@ -42,7 +42,7 @@ pub struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let profile = load::profile(&arguments.profile)?;
-    let options = arguments.what.options(&profile);
+    let options = arguments.what.options(&profile)?;
     let report = aggregate(&profile, arguments.by, options.metric, options.unit)?;
     let top = arguments.top;
     output::produce(Path::new("-"), |writer| match arguments.format {

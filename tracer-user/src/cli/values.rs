@@ -2,6 +2,7 @@
 //!
 //! It must not know what verbs do with them.
 
+use anyhow::bail;
 use clap::{
     Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -35,9 +36,23 @@ pub struct What {
 }
 
 impl What {
+    /// Whether a metric was asked for that frees are needed for.
+    pub fn is_of_blocks_kept(self) -> bool {
+        self.metric.is_some_and(|metric| metric != Metric::Allocated)
+    }
+
     /// With the profile's own default where no metric was asked for.
-    pub fn options(self, profile: &Profile) -> Options {
-        Options { metric: self.metric.unwrap_or_else(|| profile.default_metric()), unit: self.unit }
+    ///
+    /// # Errors
+    /// If the profile knows nothing of the metric: zeros would be wrong figures.
+    pub fn options(self, profile: &Profile) -> anyhow::Result<Options> {
+        let metric = self.metric.unwrap_or_else(|| profile.default_metric());
+        if !profile.knows(metric) {
+            bail!(
+                "recorded in budget mode, which sees what is allocated and not what becomes of it: use `--metric allocated` instead of `{metric}`, or record with `--mode exact`"
+            );
+        }
+        Ok(Options { metric, unit: self.unit })
     }
 }
 
@@ -49,6 +64,17 @@ pub fn metric() -> impl TypedValueParser<Value = Metric> {
 /// The parser of `--unit`.
 pub fn unit() -> impl TypedValueParser<Value = Unit> {
     PossibleValuesParser::new(Unit::ALL.map(Unit::name)).try_map(|name| name.parse::<Unit>())
+}
+
+/// A share of something, above none, as `--budget` takes it.
+pub fn percent(text: &str) -> Result<f64, String> {
+    let number: f64 =
+        text.trim_end_matches(['%', ' ']).parse().map_err(|_| format!("`{text}` is no number"))?;
+    if number > 0.0 && number <= 1000.0 {
+        Ok(number)
+    } else {
+        Err("give a number above 0, up to 1000".to_owned())
+    }
 }
 
 /// The parser of `--by`.

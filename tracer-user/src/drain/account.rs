@@ -43,6 +43,7 @@ pub struct Totals {
     pub failed_reads: u64,
     pub ring_full: u64,
     pub abandoned_calls: u64,
+    pub pools: u64,
 }
 
 impl Totals {
@@ -78,6 +79,7 @@ pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
         failed_reads,
         ring_full,
         abandoned_calls,
+        pools,
     ] = words;
     Ok(Totals {
         events,
@@ -99,6 +101,7 @@ pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
         failed_reads,
         ring_full,
         abandoned_calls,
+        pools,
     })
 }
 

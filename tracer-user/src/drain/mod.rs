@@ -4,9 +4,11 @@
 //! know aya. It must not know names, frames or outputs.
 
 mod account;
+mod flows;
 mod records;
 mod thinning;
 
 pub use account::{AccountRow, Totals, account_row, read_accounts, read_totals};
+pub use flows::{FlowReader, Taken};
 pub use records::{Event, ProcessEvent, decode};
 pub use thinning::{live_bytes_error, variance_of_block};

@@ -5,6 +5,7 @@
 use super::text;
 use crate::profile::{
     Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Residence, Unit,
+    WindowSummary,
 };
 
 /// `peak 121.30 MiB in 10,050 blocks`.
@@ -16,12 +17,14 @@ pub fn total(metric: Metric, amount: Amount) -> String {
 pub fn lines(profile: &Profile) -> Vec<String> {
     let recording = &profile.recording;
     let seconds = recording.duration_nanoseconds as f64 / 1e9;
-    let totals = [Metric::Live, Metric::Peak, Metric::Allocated].map(|metric| {
+    let metrics = [Metric::Live, Metric::Peak, Metric::Allocated].into_iter();
+    let totals = metrics.filter(|metric| profile.knows(*metric)).map(|metric| {
         let error = match metric {
             Metric::Live if recording.live_bytes_error > 0 => {
                 format!(" (± {})", text::bytes(recording.live_bytes_error))
             }
             Metric::Peak if recording.losses.thinned > 0 => " (estimated)".to_owned(),
+            Metric::Allocated => recording.windows.as_ref().map(error_of_windows).unwrap_or_default(),
             _ => String::new(),
         };
         total(metric, profile.total(metric)) + &error
@@ -37,11 +40,35 @@ pub fn lines(profile: &Profile) -> Vec<String> {
             processes(profile),
             allocators(profile)
         ),
-        totals.join("; "),
+        totals.collect::<Vec<_>>().join("; "),
         format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
     ];
+    lines.extend(recording.windows.iter().flat_map(windows));
     lines.extend(profile.processes.iter().filter_map(residence));
     lines.extend(unseen(profile).map(|(process, what)| format!("{process}: {what}")));
+    lines
+}
+
+/// How far all that was allocated may be off.
+fn error_of_windows(windows: &WindowSummary) -> String {
+    windows.allocated_bytes_error.map_or_else(
+        || " (estimated from too few windows to say how well)".to_owned(),
+        |error| format!(" (± {}, estimated)", text::bytes(error)),
+    )
+}
+
+/// Budget mode: what the estimates stand on.
+fn windows(windows: &WindowSummary) -> Vec<String> {
+    let mut lines = vec![format!("estimated from {} windows", text::count(windows.opened))];
+    // Twice as long is the most that a trap's cost, known to a tenth, corrects to a tenth.
+    if let Some(slowdown) = windows.slowdown.filter(|slowdown| *slowdown > 2.0) {
+        lines.push(format!(
+            "pymalloc's blocks: windows slowed the program {slowdown:.0} times, and saw what that left; stacks of tight loops may have far too little. Malloc's blocks: not affected"
+        ));
+    }
+    lines.extend(
+        windows.stopped.iter().map(|why| format!("tracing stopped by itself: {}", text::visible(why))),
+    );
     lines
 }
 

@@ -181,6 +181,20 @@ pub struct Cost {
     pub tracer_cpu_percent: f64,
 }
 
+/// The windows of a recording in budget mode.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct WindowSummary {
+    /// How many were opened.
+    pub opened: u64,
+    /// Half the width of the 95 % interval of all allocated bytes; `null`: too few windows to know.
+    pub allocated_bytes_error: Option<u64>,
+    /// How many times as long as by itself a process took in windows that watch all blocks, at the most; `null`: not known.
+    pub slowdown: Option<f64>,
+    /// Why no more were opened before the recording ended; `null`: they were.
+    pub stopped: Option<String>,
+}
+
 /// How and when a profile was recorded.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Recording {
@@ -199,6 +213,9 @@ pub struct Recording {
     /// Half the width of the 95 % interval of all live bytes; 0 unless blocks were thinned out.
     #[serde(default)]
     pub live_bytes_error: u64,
+    /// In budget mode: what the estimates stand on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowSummary>,
     /// See [`Losses`].
     pub losses: Losses,
     /// See [`Cost`].
@@ -229,6 +246,11 @@ impl Profile {
     /// The metric to show when none was asked for.
     pub fn default_metric(&self) -> Metric {
         self.recording.default_metric.parse().unwrap_or(Metric::Live)
+    }
+
+    /// Whether anything is known of a metric: windows see what is allocated, and nothing of what becomes of it.
+    pub fn knows(&self, metric: Metric) -> bool {
+        self.recording.windows.is_none() || metric == Metric::Allocated
     }
 
     /// Whether nothing was recorded: no sample holds a byte or a block in any metric.

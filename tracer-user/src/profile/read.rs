@@ -164,6 +164,7 @@ fn foreign_recording(fields: &Fields<'_>) -> Recording {
         duration_nanoseconds: fields.duration_nanoseconds,
         default_metric: metric.name().to_owned(),
         live_bytes_error: 0,
+        windows: None,
         coverage: Coverage::Unmeasured { unmeasured: "not recorded by alloctrace".to_owned() },
         losses: super::Losses::default(),
         cost: super::Cost::default(),

@@ -68,6 +68,8 @@ impl Session<'_> {
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
         self.keep_its_turn();
+        // A command is held until this is done, and may be watched as a whole.
+        self.step_windows(observer)?;
         // What it uses now is known before anybody is told that it is recorded.
         self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))
     }

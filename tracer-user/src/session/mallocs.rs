@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::SessionError;
 use super::target::{KnownPlans, PROC};
-use crate::attach::{Armed, AttachError, FilePlan, Kernel, Slot, arm};
+use crate::attach::{Armed, AttachError, FilePlan, Kernel, Slot, Watch, arm};
 use crate::discover::{DiscoverError, MallocFile, MallocSearch, Target};
 use crate::plan::Plan;
 
@@ -23,7 +23,8 @@ const NONE_FOUND: &str = "no malloc was found: memory that does not come from py
 pub struct Mallocs {
     search: MallocSearch,
     looked: Instant,
-    bare: bool,
+    /// What is armed as soon as it is found; `None`: windows arm it.
+    watch: Option<Watch>,
     /// Files whose functions are armed, as the process names them.
     files: Vec<(MallocFile, Rc<Plan>)>,
     /// There was none at first.
@@ -39,7 +40,7 @@ impl Mallocs {
         slot: Slot,
         target: &Target,
         known: &mut KnownPlans,
-        bare: bool,
+        watch: Option<Watch>,
     ) -> Result<Self, SessionError> {
         let mut search = MallocSearch::default();
         let found = search.new_files(Path::new(PROC), slot.pid);
@@ -53,7 +54,7 @@ impl Mallocs {
         let mut mallocs = Self {
             search,
             looked: Instant::now(),
-            bare,
+            watch,
             files: Vec::new(),
             were_missing: false,
             armed: Vec::new(),
@@ -72,7 +73,7 @@ impl Mallocs {
         Self {
             search: MallocSearch::default(),
             looked: Instant::now(),
-            bare: false,
+            watch: None,
             files: Vec::new(),
             were_missing: false,
             armed: Vec::new(),
@@ -86,13 +87,13 @@ impl Mallocs {
         let mut fork = Self {
             search: self.search.clone(),
             looked: self.looked,
-            bare: self.bare,
+            watch: self.watch,
             files: self.files.iter().map(of_fork).collect(),
             were_missing: self.were_missing,
             armed: Vec::new(),
             notes: Vec::new(),
         };
-        fork.armed = arm(kernel, slot, &plans(&fork.files), fork.bare)?;
+        fork.armed = fork.arm_now(kernel, slot, &fork.files)?;
         Ok(fork)
     }
 
@@ -134,9 +135,29 @@ impl Mallocs {
                 planned.push((file, plan));
             }
         }
-        self.armed.extend(arm(kernel, slot, &plans(&planned), self.bare)?);
+        let armed = self.arm_now(kernel, slot, &planned)?;
+        self.armed.extend(armed);
         self.files.extend(planned);
         Ok(())
+    }
+
+    fn arm_now(
+        &self,
+        kernel: &mut Kernel,
+        slot: Slot,
+        files: &[(MallocFile, Rc<Plan>)],
+    ) -> Result<Vec<Armed>, AttachError> {
+        self.watch.map_or(Ok(Vec::new()), |watch| arm(kernel, slot, &plans(files), watch))
+    }
+
+    /// Arms what a window needs.
+    pub fn open(&self, kernel: &mut Kernel, slot: Slot, watch: Watch) -> Result<Vec<Armed>, AttachError> {
+        arm(kernel, slot, &plans(&self.files), watch)
+    }
+
+    /// How many points that is.
+    pub fn points(&self, watch: Watch) -> usize {
+        self.files.iter().map(|(_, plan)| watch.points(plan)).sum()
     }
 
     /// What is armed, to be disarmed together with others'.

@@ -11,6 +11,7 @@ mod find;
 mod follow;
 mod growth;
 mod mallocs;
+mod meter;
 mod preparation;
 mod processes;
 mod reclaim;
@@ -19,6 +20,8 @@ mod run;
 mod target;
 mod thread_slot;
 mod wakes;
+mod windowed;
+mod windows;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -28,7 +31,7 @@ use std::time::Duration;
 pub use command::launch;
 pub use run::{Observer, record};
 
-use crate::attach::{AttachError, Mechanism, TableSizes};
+use crate::attach::{AttachError, Mechanism, TableSizes, Watch};
 use crate::discover::DiscoverError;
 use crate::plan::PlanError;
 
@@ -62,8 +65,45 @@ pub struct Request {
     pub any_kernel: bool,
     /// For benches: start programs that do nothing.
     pub bare: bool,
-    /// Watch page faults and no allocator: what is recorded is resident memory.
-    pub growth: bool,
+    /// How to watch.
+    pub mode: Mode,
+}
+
+/// How processes are watched.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    /// Every allocation and free.
+    Exact,
+    /// Page faults and no allocator: what is recorded is resident memory.
+    Growth,
+    /// Allocations, in windows that cost no more than this.
+    Budget {
+        /// Of the target's own CPU time.
+        percent: f64,
+    },
+}
+
+impl Mode {
+    /// Its name in profiles.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Growth => "growth",
+            Self::Budget { .. } => "budget",
+        }
+    }
+}
+
+impl Request {
+    /// What is armed in a process when it comes in; `None`: nothing.
+    fn watch(&self) -> Option<Watch> {
+        match self.mode {
+            Mode::Exact if self.bare => Some(Watch::Bare),
+            Mode::Exact => Some(Watch::Everything),
+            Mode::Growth | Mode::Budget { .. } => None,
+        }
+    }
 }
 
 /// How far a recording is.

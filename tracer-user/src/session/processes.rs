@@ -21,9 +21,6 @@ use crate::profile::{Coverage, Followed, Losses};
 /// process that ends by itself; a look takes 3 to 10 ms of the tracer's time.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 
-/// Why growth mode has no coverage of allocations.
-const PAGES_ONLY: &str = "pages are counted, and no blocks";
-
 /// How a process came into the recording.
 #[derive(Debug, Clone, Copy)]
 pub enum Origin {
@@ -113,6 +110,11 @@ impl Processes {
         self.list.get(place)
     }
 
+    /// Those that run.
+    pub fn all_running(&self) -> impl Iterator<Item = &Traced> {
+        self.list.iter().filter(|watched| watched.running).map(|watched| &watched.traced)
+    }
+
     /// The places of processes that run no more although nobody has said so.
     pub fn dead(&self) -> Vec<usize> {
         let is_dead = |watched: &Watched| watched.running && watched.traced.has_ended();
@@ -162,8 +164,8 @@ impl Processes {
             Origin::Found { execed, .. } => execed && !traced.has_started(),
             Origin::Running | Origin::Fork { .. } => false,
         };
-        let first = if traced.beginning.is_some() {
-            Err(PAGES_ONLY.to_owned())
+        let first = if let Some(reason) = traced.unmeasured() {
+            Err(reason.to_owned())
         } else if from_start {
             Ok(NOTHING_YET)
         } else {
@@ -173,7 +175,7 @@ impl Processes {
         recorder.add_process(&traced, followed);
         self.reclaim.take_slot(slot);
         let tally = match &first {
-            Err(reason) if traced.beginning.is_some() => Err(reason.clone()),
+            Err(reason) if traced.unmeasured().is_some() => Err(reason.clone()),
             _ => Err("the process ended before its pools could be read".to_owned()),
         };
         let allocators = AllocatorWatch::new(&traced.target, traced.allocators());
@@ -419,7 +421,7 @@ impl Tallies {
 
 impl Watched {
     fn look(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
-        if self.traced.beginning.is_some() {
+        if self.traced.unmeasured().is_some() {
             return Ok(());
         }
         let slot = self.traced.slot.number;

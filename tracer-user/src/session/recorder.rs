@@ -70,6 +70,8 @@ pub struct Recorder {
     unseen_pages: Vec<Sample>,
     /// Growth mode: pages are counted, and no blocks.
     counts_pages: bool,
+    /// Budget mode: what windows say of each account's allocations. Nothing else of an account is known then.
+    estimates: Option<FxHashMap<u32, Amount>>,
 }
 
 impl Recorder {
@@ -94,6 +96,7 @@ impl Recorder {
             gone_pages: FxHashMap::default(),
             unseen_pages: Vec::new(),
             counts_pages: false,
+            estimates: None,
         }
     }
 
@@ -187,6 +190,11 @@ impl Recorder {
             let values = Values { allocated: live, live, peak: live, temporary: amount };
             self.unseen_pages.push(Sample { process, thread: 0, domain: Domain::Resident, stack, values });
         }
+    }
+
+    /// In place of what was counted, this is what accounts have allocated.
+    pub fn set_estimates(&mut self, allocated: FxHashMap<u32, Amount>) {
+        self.estimates = Some(allocated);
     }
 
     /// Says which allocators a process has used.
@@ -394,6 +402,10 @@ impl Recorder {
         let is_own = row.account < PROCESSES;
         let domain = if is_own && self.counts_pages { Domain::Resident } else { row.domain };
         let mut values = row.values;
+        if let Some(estimates) = &self.estimates {
+            let allocated = estimates.get(&row.account).copied().unwrap_or_default();
+            values = Values { allocated, ..Values::default() };
+        }
         if let Some(gone) = self.gone_pages.remove(&row.account) {
             values.live.bytes = values.live.bytes.saturating_sub(gone.bytes);
             values.live.count = values.live.count.saturating_sub(gone.count);

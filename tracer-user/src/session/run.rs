@@ -17,8 +17,9 @@ use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
 use super::target::KnownPlans;
 use super::wakes::{Wake, Wakes};
-use super::{Progress, Recorded, Request, SessionError, Subject, system};
-use crate::attach::{AttachError, Kernel, Readiness, give_back_large_blocks};
+use super::windows::{Estimates, Windows};
+use super::{Mode, Progress, Recorded, Request, SessionError, Subject, system};
+use crate::attach::{AttachError, Kernel, Mechanism, Readiness, give_back_large_blocks};
 use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
@@ -67,6 +68,8 @@ pub(super) struct Session<'a> {
     pub(super) losses: Losses,
     /// Processes that ran when this was last asked.
     number: usize,
+    /// In budget mode.
+    windows: Option<Windows>,
 }
 
 impl<'a> Session<'a> {
@@ -77,11 +80,21 @@ impl<'a> Session<'a> {
             Some(mechanism) => mechanism,
             None => best_mechanism(observer)?,
         };
+        if mechanism == Mechanism::Perf && matches!(request.mode, Mode::Budget { .. }) {
+            return Err(AttachError::NoWindows.into());
+        }
         let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
-        if request.growth {
+        if request.mode == Mode::Growth {
             kernel.watch_faults()?;
         }
+        let windows = match request.mode {
+            Mode::Budget { percent } => {
+                let attached = !matches!(request.subject, Subject::Command(_));
+                Some(Windows::new(&mut kernel, percent, attached)?)
+            }
+            Mode::Exact | Mode::Growth => None,
+        };
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
         let wanted = match request.subject {
@@ -106,6 +119,7 @@ impl<'a> Session<'a> {
             default_metric: "live",
             losses: Losses::default(),
             number: 0,
+            windows,
         })
     }
 
@@ -178,9 +192,20 @@ impl<'a> Session<'a> {
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
     }
 
+    /// Has windows do what is due.
+    pub(super) fn step_windows(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
+        match &mut self.windows {
+            Some(windows) => windows.step(&mut self.kernel, &self.processes, |line| observer.note(line)),
+            None => Ok(()),
+        }
+    }
+
     /// When there is something to do without being told.
     fn next_step(&self) -> Option<Instant> {
-        self.follower.next_try().into_iter().chain(self.processes.next_step()).min()
+        let window = self.windows.as_ref().and_then(Windows::next_step).filter(|_| self.processes.any_runs());
+        // In windows nothing is given back.
+        let reclaim = self.processes.next_step().filter(|_| self.windows.is_none());
+        self.follower.next_try().into_iter().chain(reclaim).chain(window).min()
     }
 
     async fn run_command(
@@ -274,7 +299,12 @@ impl<'a> Session<'a> {
     /// Does what is due after a wake-up.
     fn serve(&mut self, wake: Wake, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.drain(observer)?;
-        self.processes.reclaim(&mut self.kernel, &mut self.recorder, |line| observer.note(line))?;
+        if self.windows.is_some() {
+            // What has ended keeps its accounts: windows compare them with what was there before.
+            self.step_windows(observer)?;
+        } else {
+            self.processes.reclaim(&mut self.kernel, &mut self.recorder, |line| observer.note(line))?;
+        }
         for step in self.follower.due(Instant::now()) {
             self.take_step(step, observer)?;
         }
@@ -345,29 +375,40 @@ impl<'a> Session<'a> {
             self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
+        let estimates = match &mut self.windows {
+            Some(windows) => Some(windows.finish(&mut self.kernel, &self.processes)?),
+            None => None,
+        };
         self.processes.disarm();
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
         let recording = Recording {
-            mode: if self.request.growth { "growth" } else { "exact" }.to_owned(),
-            seen_fraction: 1.0,
+            mode: self.request.mode.name().to_owned(),
+            seen_fraction: estimates.as_ref().map_or(1.0, |estimates| estimates.seen_fraction),
             start_nanoseconds: start
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
             duration_nanoseconds: u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
-            default_metric: self.default_metric.to_owned(),
+            default_metric: if estimates.is_some() { "allocated" } else { self.default_metric }.to_owned(),
             coverage: self.coverage(),
             live_bytes_error: 0,
+            windows: estimates.as_ref().map(Estimates::summary),
             losses: Losses {
                 untold_processes: self.kernel.untold()?,
                 ended_unarmed_processes: self.losses.ended_unarmed_processes + self.follower.missed(),
                 ..self.losses.clone()
             },
-            cost: Cost { target_percent: None, tracer_cpu_percent: own_cpu_percent(elapsed) },
+            cost: Cost {
+                target_percent: estimates.as_ref().and_then(|estimates| estimates.cost_percent),
+                tracer_cpu_percent: own_cpu_percent(elapsed),
+            },
             events: 0,
         };
-        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
+        let mut recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
+        if let Some(estimates) = estimates {
+            recorder.set_estimates(estimates.allocated);
+        }
         recorder.into_profile(&self.kernel, recording, &self.processes.gone()).map(Some)
     }
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::attach::{Armed, FilePlan, Kernel, Slot, arm, disarm, kernel_layout};
+use crate::attach::{Armed, FilePlan, Kernel, Slot, Watch, arm, disarm, kernel_layout};
 use crate::census::mimalloc::PageLayout;
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
@@ -24,7 +24,7 @@ use crate::session::growth::Beginning;
 use crate::session::mallocs::Mallocs;
 use crate::session::run::process_descriptor;
 use crate::session::thread_slot::distance;
-use crate::session::{Request, SessionError};
+use crate::session::{Mode, Request, SessionError};
 
 pub(super) const PROC: &str = "/proc";
 
@@ -48,7 +48,14 @@ pub struct Traced {
     pub mallocs: Mallocs,
     /// In growth mode, where nothing is armed: what there was at the beginning.
     pub beginning: Option<Beginning>,
+    /// In budget mode, where points are armed in windows only.
+    is_windowed: bool,
 }
+
+/// Why growth mode has no coverage of allocations.
+const PAGES_ONLY: &str = "pages are counted, and no blocks";
+/// Why budget mode has none.
+const WINDOWS_ONLY: &str = "blocks are counted in windows only";
 
 impl Traced {
     /// Plans and arms a process.
@@ -62,30 +69,64 @@ impl Traced {
         known: &mut KnownPlans,
         request: &Request,
     ) -> Result<Self, SessionError> {
-        let bare = request.bare;
+        let watch = request.watch();
         let process = process_descriptor(target.pid)?;
         let slot = Slot { pid: target.pid, number };
         let file = &target.interpreter.file;
         let plan = match parent {
             Some(parent) => parent.plan.clone(),
-            None if request.growth => known.interpreter(&target.interpreter)?,
+            None if request.mode == Mode::Growth => known.interpreter(&target.interpreter)?,
             None => known.of(&target)?,
         };
         let pointer = current_pointer(&target).unwrap_or_else(|| start_pointer(&target));
         let thread_slot = current_slot(&target, plan.thread_slot);
         kernel.set_layout(u32::from(number), &kernel_layout(&target, pointer, thread_slot))?;
         let (beginning, mallocs) = match parent {
-            _ if request.growth => (Some(Beginning::of(target.pid)), Mallocs::none()),
+            _ if request.mode == Mode::Growth => (Some(Beginning::of(target.pid)), Mallocs::none()),
             Some(parent) => (None, parent.mallocs.arm_fork(kernel, parent.slot.pid, slot)?),
-            None => (None, Mallocs::arm(kernel, slot, &target, known, bare)?),
+            None => (None, Mallocs::arm(kernel, slot, &target, known, watch)?),
         };
-        let armed = if request.growth {
-            Vec::new()
-        } else {
-            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], bare)?
+        let armed = match watch {
+            Some(watch) => arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], watch)?,
+            None => Vec::new(),
         };
         let thread_state_pointer = pointer;
-        Ok(Self { target, slot, thread_state_pointer, process, plan, thread_slot, armed, mallocs, beginning })
+        let is_windowed = matches!(request.mode, Mode::Budget { .. });
+        Ok(Self {
+            target,
+            slot,
+            thread_state_pointer,
+            process,
+            plan,
+            thread_slot,
+            armed,
+            mallocs,
+            beginning,
+            is_windowed,
+        })
+    }
+
+    /// Arms the points of a window. Nothing counts until the window is open.
+    pub fn open(&self, kernel: &mut Kernel, watch: Watch) -> Result<Vec<Armed>, SessionError> {
+        let path = &self.target.interpreter.file.path;
+        let interpreter = [FilePlan { path, plan: &self.plan.plan }];
+        let mut armed = arm(kernel, self.slot, &interpreter, watch)?;
+        armed.append(&mut self.mallocs.open(kernel, self.slot, watch)?);
+        Ok(armed)
+    }
+
+    /// How many points a window arms.
+    pub fn points(&self, watch: Watch) -> usize {
+        watch.points(&self.plan.plan) + self.mallocs.points(watch)
+    }
+
+    /// Why its blocks cannot be compared with its pools, if so.
+    pub fn unmeasured(&self) -> Option<&'static str> {
+        match (&self.beginning, self.is_windowed) {
+            (Some(_), _) => Some(PAGES_ONLY),
+            (None, true) => Some(WINDOWS_ONLY),
+            (None, false) => None,
+        }
     }
 
     /// Where its mimalloc keeps things, if its blocks are recorded.
@@ -109,14 +150,16 @@ impl Traced {
     /// Removes the copies of this process's breakpoints from a child that is not recorded: the kernel removes a breakpoint when
     /// the last probe that wants it in a process goes, so one is made that does.
     pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
-        if self.beginning.is_some() {
+        // What a window leaves in a child goes when the window ends.
+        if self.beginning.is_some() || self.is_windowed {
             return;
         }
         // Number 0 is no process: nothing would be counted even if something ran.
         let slot = Slot { pid, number: 0 };
         let file = self.target.interpreter.file.of_fork(self.slot.pid, pid);
-        let mut armed = arm(kernel, slot, &[FilePlan { path: &file.path, plan: &self.plan.plan }], true)
-            .unwrap_or_default();
+        let mut armed =
+            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &self.plan.plan }], Watch::Bare)
+                .unwrap_or_default();
         // One that has ended meanwhile has none.
         if let Ok(mut mallocs) = self.mallocs.arm_fork(kernel, self.slot.pid, slot) {
             armed.append(&mut mallocs.take_armed());

@@ -95,7 +95,7 @@ fn window(
     let rows = taken.iter().enumerate().filter(|(_, count)| **count > 0.0).map(|(stack, &count)| {
         (stack, Taken { bytes: count * trace.bytes[stack], count, ..Taken::default() })
     });
-    (Span { represents, armed, cpu, progress: spent }, progress, rows.collect())
+    (Span { represents, armed, cpu, progress: spent, least: 0.0 }, progress, rows.collect())
 }
 
 /// How windows are weighed.

@@ -1,0 +1,41 @@
+//! What accounts have allocated, read from the kernel half's table while its programs change it.
+//!
+//! It must not know what is made of it.
+
+use std::ops::Range;
+
+use tracer_ebpf::tables::Account;
+
+use super::kernel::table_error;
+use super::mapped::Mapped;
+use super::{AttachError, Kernel};
+
+/// What an account says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allocated {
+    /// `tracer_ebpf::account::owner`; 0: nobody's.
+    pub owner: u64,
+    /// Blocks.
+    pub count: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Kernel {
+    /// Shows what each of these accounts has allocated so far. The range must begin with a page of the table.
+    pub fn read_allocated(
+        &self,
+        range: Range<u32>,
+        mut show: impl FnMut(u32, Allocated),
+    ) -> Result<(), AttachError> {
+        let places = range.start as usize..range.end as usize;
+        let table =
+            Mapped::<Account>::new(self.table("ACCOUNTS")?, places).map_err(table_error("ACCOUNTS"))?;
+        for number in range {
+            let Some(account) = table.get(number as usize) else { continue };
+            let (count, bytes) = (account.allocated_count.load(), account.allocated_bytes.load());
+            show(number, Allocated { owner: account.owner.load(), count, bytes });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! What processes use, and what our probes take of it.
+//!
+//! The CPU time of a process is exact to the nanosecond whenever it is asked for, also while its threads run (kernel/time/posix-cpu-timers.c,
+//! `thread_group_sample_cputime`); user time is not: it is sampled by ticks. So the target's own work is the CPU time less what traps took, and
+//! what a trap takes is the kernel's own clock around the program, with the trap itself beside it. It must not know windows.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::SessionError;
+use crate::attach::{Kernel, RunStatistics, Slot};
+use crate::budget::costs::TrapCost;
+use crate::drain::{Totals, read_totals};
+
+/// A trap beside its program: entry, the emulated instruction, the way back. A program that does nothing is 0.3 to 0.5 us on a quiet machine; taken
+/// too high until the run itself has told (`Pace::trap_nanoseconds`).
+const TRAP_NANOSECONDS: u64 = 1000;
+
+/// The readings of one process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Meter {
+    /// CPU time since its start, of all threads; `None`: it has ended.
+    cpu: Option<Duration>,
+    /// User time of that, in ticks of the kernel: a tick is all the one or all the other.
+    user: Option<Duration>,
+    pops: u64,
+    mallocs: u64,
+    pools: u64,
+}
+
+/// What a process did in a stretch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Did {
+    /// CPU time, with what traps took of it.
+    pub cpu: Duration,
+    /// User time, which has few of the traps; by ticks, so that it is right over hundreds of them.
+    pub user: Duration,
+    /// Traps that counted something: a call of malloc has two, its entry and its return.
+    pub traps: u64,
+    /// Blocks that malloc's family handed out.
+    pub mallocs: u64,
+    /// Openings of pools.
+    pub pools: u64,
+}
+
+impl Meter {
+    /// Now.
+    pub fn read(kernel: &Kernel, slot: Slot) -> Result<Self, SessionError> {
+        let totals = read_totals(kernel, slot.number)?;
+        let Totals { pops, mallocs, pools, .. } = totals;
+        let (cpu, user) = (cpu_time(slot.pid, Clock::Running), cpu_time(slot.pid, Clock::User));
+        Ok(Self { cpu, user, pops, mallocs, pools })
+    }
+
+    /// What has come since.
+    pub fn since(&self, before: &Self) -> Did {
+        let difference = |now: Option<Duration>, before: Option<Duration>| {
+            now.zip(before).map(|(now, before)| now.saturating_sub(before)).unwrap_or_default()
+        };
+        let pops = self.pops.saturating_sub(before.pops);
+        let mallocs = self.mallocs.saturating_sub(before.mallocs);
+        let pools = self.pools.saturating_sub(before.pools);
+        Did {
+            cpu: difference(self.cpu, before.cpu),
+            user: difference(self.user, before.user),
+            traps: pops + 2 * mallocs + pools,
+            mallocs,
+            pools,
+        }
+    }
+}
+
+/// `CPUCLOCK_VIRT` and `CPUCLOCK_SCHED` (include/linux/posix-timers_types.h), the last two bits of a process's clock.
+#[derive(Debug, Clone, Copy)]
+enum Clock {
+    User = 1,
+    Running = 2,
+}
+
+fn cpu_time(pid: u32, which: Clock) -> Option<Duration> {
+    let mut clock = 0;
+    // SAFETY: it writes the number of a clock to the variable.
+    let found = unsafe { libc::clock_getcpuclockid(pid.cast_signed(), &raw mut clock) };
+    let clock = clock & !3 | which as libc::clockid_t;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes a time to the variable.
+    let read = found == 0 && unsafe { libc::clock_gettime(clock, &raw mut time) } == 0;
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    read.then(|| Duration::new(time.tv_sec.unsigned_abs(), nanoseconds))
+}
+
+/// Processors that are online.
+pub fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |number| u32::try_from(number.get()).unwrap_or(u32::MAX))
+}
+
+/// What a trap takes.
+#[derive(Debug)]
+pub struct TrapClock {
+    cost: TrapCost,
+    begin: RunStatistics,
+    /// A run of a program in the latest stretch, in nanoseconds.
+    run: f64,
+    _counting: OwnedFd,
+}
+
+impl TrapClock {
+    /// From now on it is measured.
+    pub fn start(kernel: &Kernel) -> Result<Self, SessionError> {
+        Ok(Self {
+            cost: TrapCost::default(),
+            begin: RunStatistics::default(),
+            run: 0.0,
+            _counting: kernel.count_runs()?,
+        })
+    }
+
+    /// What comes now counts.
+    pub fn begin(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+        self.begin = kernel.run_statistics()?;
+        Ok(())
+    }
+
+    /// Learns from what has come, if traps did their usual work. `traps`: those of our processes, of which there may be fewer than runs.
+    pub fn end(&mut self, kernel: &Kernel, traps: u64, is_usual: bool) -> Result<(), SessionError> {
+        let seen = kernel.run_statistics()?.since(self.begin);
+        let runs = seen.runs.min(traps);
+        self.run = seen.nanoseconds as f64 / seen.runs.max(1) as f64;
+        if is_usual && let Some(each) = seen.nanoseconds.checked_div(seen.runs) {
+            let cost = Duration::from_nanos((each + TRAP_NANOSECONDS).saturating_mul(runs));
+            self.cost.observe(cost, Duration::ZERO, runs);
+        }
+        Ok(())
+    }
+
+    /// What a trap takes, in nanoseconds.
+    pub fn nanoseconds(&self) -> f64 {
+        self.cost.nanoseconds()
+    }
+
+    /// A run of a program in the latest stretch.
+    pub fn run_seconds(&self) -> f64 {
+        self.run * 1e-9
+    }
+
+    /// What a trap takes, if it takes so much beside its program; not a number: that is not known.
+    pub fn nanoseconds_with(&self, beside: f64) -> f64 {
+        if beside.is_nan() {
+            self.nanoseconds()
+        } else {
+            self.nanoseconds() - TRAP_NANOSECONDS as f64 + beside
+        }
+    }
+
+    /// What of a stretch was the process's own work.
+    pub fn progress(&self, did: Did) -> Duration {
+        did.cpu.saturating_sub(self.taken(did, f64::NAN))
+    }
+
+    /// What traps took of it; `beside` as above.
+    pub fn taken(&self, did: Did, beside: f64) -> Duration {
+        let taken = Duration::try_from_secs_f64(did.traps as f64 * self.nanoseconds_with(beside) * 1e-9);
+        taken.unwrap_or(Duration::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_cpu_time_goes_on() {
+        for clock in [Clock::Running, Clock::User] {
+            let before = cpu_time(std::process::id(), clock).unwrap();
+            let mut sum = 0_u64;
+            while cpu_time(std::process::id(), clock).unwrap() == before {
+                sum = std::hint::black_box(sum + 1);
+            }
+        }
+        assert!(cpu_time(u32::MAX / 2, Clock::Running).is_none(), "no such process");
+    }
+}

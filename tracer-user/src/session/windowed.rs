@@ -1,0 +1,174 @@
+//! One process's windows: what each saw, and what they say together.
+//!
+//! Two kinds of window, because a trap takes some fifty times as long as a block of pymalloc. *Rare* ones watch malloc and the openings of pools; they hardly slow
+//! the process, so the time that they cover is known, and what they say of malloc's blocks can be trusted. *Full* ones watch pymalloc's blocks too. How
+//! much of its work the process got done in them is told by its calls of malloc, whose rate the others know. It must not know how windows are made.
+
+use std::time::{Duration, Instant};
+
+use super::meter::{Did, Meter, TrapClock};
+use crate::attach::Watch;
+use crate::budget::flows::{Flow, Flows, Taken, View};
+use crate::budget::governor::ProcessSeen;
+use crate::budget::pace::{Correction, Pace, Seen};
+use crate::budget::progress::Span;
+use crate::drain;
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Windowed {
+    pymalloc: Flows<u32>,
+    malloc: Flows<u32>,
+    since: Instant,
+    /// Its own work since then, in seconds.
+    own: f64,
+    at: Meter,
+    untold: ProcessSeen,
+    /// By calls of malloc, and by openings of pools.
+    paces: [Pace; 2],
+    /// Seconds that it ran while anything was armed, those that were not user time, and traps.
+    armed: (f64, f64, f64),
+}
+
+/// Seconds armed from which user time, which is counted in ticks of 4 ms as a rule, tells what traps cost: 75 of them are ± 12 %.
+const TICKS_TELL: f64 = 0.3;
+
+/// A window, as far as it is the same for all processes.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    /// What was armed.
+    pub watch: Watch,
+    /// How long all of it was.
+    pub armed: Duration,
+    /// The time that it stands for.
+    pub represents: Duration,
+}
+
+impl Windowed {
+    /// Begins now.
+    pub fn new(at: Meter) -> Self {
+        Self {
+            pymalloc: Flows::default(),
+            malloc: Flows::default(),
+            since: Instant::now(),
+            own: 0.0,
+            at,
+            untold: ProcessSeen::default(),
+            paces: Default::default(),
+            armed: (0.0, 0.0, 0.0),
+        }
+    }
+
+    /// Processors that it uses on the average. The CPU time of a process that runs is as old as the last tick of its processor (kernel/sched/cputime.c,
+    /// `thread_group_cputime`): it is right over seconds, and in one window it says nothing. Windows are at random times, so on the average they have the average.
+    fn utilisation(&self) -> f64 {
+        self.own / self.since.elapsed().as_secs_f64().max(1e-3)
+    }
+
+    /// Books what was done since this was last asked. `rows`: what was allocated, if all of it was seen.
+    pub fn pass(&mut self, now: Meter, clock: &TrapClock, rows: Option<Vec<drain::Taken>>) {
+        let did = now.since(&self.at);
+        self.at = now;
+        self.untold.cpu_time += did.cpu;
+        self.untold.traps += did.traps;
+        let progress = clock.progress(did).as_secs_f64();
+        self.own += progress;
+        let Some(rows) = rows else {
+            self.pymalloc.pass(progress);
+            self.malloc.pass(progress);
+            return;
+        };
+        self.note_armed(did.cpu.as_secs_f64(), did);
+        self.pymalloc.full(progress, values(&rows, false));
+        self.malloc.full(progress, values(&rows, true));
+    }
+
+    /// What the governor has not been told.
+    pub fn take_untold(&mut self) -> ProcessSeen {
+        std::mem::take(&mut self.untold)
+    }
+
+    /// Books what a window saw.
+    pub fn book(&mut self, opened: Opened, did: Did, clock: &TrapClock, rows: &[drain::Taken]) {
+        let Opened { watch, armed, represents } = opened;
+        let utilisation = self.utilisation();
+        let seconds = armed.as_secs_f64() * utilisation;
+        self.note_armed(seconds, did);
+        let programs = did.traps as f64 * clock.run_seconds();
+        let seen = |events| Seen { events, traps: did.traps, seconds, programs };
+        let beside = self.pace().and_then(Pace::trap_nanoseconds).unwrap_or(f64::NAN);
+        let cpu = armed.mul_f64(utilisation.max(1.0));
+        let progress = cpu.saturating_sub(clock.taken(did, beside));
+        let is_full = watch == Watch::Allocations;
+        let least = match self.pace().and_then(Pace::own_of_a_trap) {
+            Some(own) if is_full => own * did.traps as f64,
+            _ => 0.0,
+        };
+        let span = Span { represents, armed, cpu, progress, least };
+        let (Some(weight), progress) = (span.weight(), span.natural() * utilisation) else { return };
+        let view = View { weight, progress, tail: false };
+        for (pace, events) in self.paces.iter_mut().zip([did.mallocs, did.pools]) {
+            if is_full {
+                pace.full(weight, progress, &seen(events));
+            } else {
+                pace.alone(&seen(events));
+            }
+        }
+        let flows = if is_full { &mut self.pymalloc } else { &mut self.malloc };
+        flows.window(view, values(rows, !is_full));
+    }
+
+    fn note_armed(&mut self, seconds: f64, did: Did) {
+        self.armed.0 += seconds;
+        self.armed.1 += seconds - did.user.as_secs_f64();
+        self.armed.2 += did.traps as f64;
+    }
+
+    /// What a trap takes by ticks, in nanoseconds: whatever the kernel did for the process while it was armed is charged to traps. `None`: not known.
+    pub fn trap_by_ticks(&self) -> Option<f64> {
+        let (seconds, kernel, traps) = self.armed;
+        (seconds >= TICKS_TELL && traps >= 1000.0).then(|| (kernel.max(0.0) / traps * 1e9).min(50_000.0))
+    }
+
+    /// The event that tells best how far windows are off.
+    pub fn pace(&self) -> Option<&Pace> {
+        let known = self.paces.iter().filter_map(|pace| Some((pace, pace.correction()?.error)));
+        known.min_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(pace, _)| pace)
+    }
+
+    /// By how much full windows slowed it; `None`: not known.
+    pub fn slowdown(&self) -> Option<f64> {
+        self.pace()?.slowdown()
+    }
+
+    /// Has the estimates corrected by what is known of its pace.
+    pub fn correct(&mut self) {
+        self.pymalloc.correct(self.pace().and_then(Pace::correction).unwrap_or(Correction::NONE));
+    }
+
+    /// What each account has allocated.
+    pub fn flows(&self) -> impl Iterator<Item = (u32, Flow)> {
+        let of = |flows: &Flows<u32>| -> Vec<(u32, Flow)> {
+            flows.stacks().filter_map(|account| Some((account, flows.stack(account)?))).collect()
+        };
+        of(&self.pymalloc).into_iter().chain(of(&self.malloc))
+    }
+
+    /// What both allocators have handed out.
+    pub fn totals(&self) -> [Flow; 2] {
+        [self.pymalloc.total(), self.malloc.total()]
+    }
+
+    /// Seconds of its own work, and those of them in which pymalloc's blocks were seen.
+    pub fn progress(&self) -> (f64, f64) {
+        let all = self.pymalloc.progress();
+        (all, all * self.pymalloc.seen_fraction() / self.pymalloc.factor().max(1e-9))
+    }
+}
+
+/// What rows of one allocator say, by account.
+fn values(rows: &[drain::Taken], of_malloc: bool) -> impl Iterator<Item = (u32, Taken)> {
+    rows.iter().filter(move |row| row.is_malloc == of_malloc).map(|row| {
+        (row.account, Taken { bytes: row.bytes as f64, count: row.count as f64, ..Taken::default() })
+    })
+}

@@ -1,0 +1,378 @@
+//! Budget mode as it happens: asks the governor, opens windows, and books what they saw.
+//!
+//! When windows open and what they say of the whole is decided in `budget`; here is what it costs and takes to have one. It must not know
+//! stacks, nor outputs.
+
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+use tracer_ebpf::tables::Window as Opening;
+
+use super::meter::{Did, Meter, TrapClock};
+use super::processes::Processes;
+use super::target::Traced;
+use super::windowed::{Opened, Windowed};
+use super::{SessionError, meter};
+use crate::attach::{Armed, Kernel, Watch, disarm};
+use crate::budget::governor::{
+    Action, Budget, CycleSeen, Governor, Points, ProcessSeen, Seen, Stopped, Window,
+};
+use crate::budget::interval::Estimate;
+use crate::drain::{FlowReader, Taken};
+use crate::profile::{Amount, WindowSummary};
+
+/// How often a window looks whether it has met its limit of traps: at two million a second it is passed by 2,000.
+const LOOK: Duration = Duration::from_millis(1);
+/// What a cycle costs beside the time that arming takes, in which the target's threads stand still or trap for nothing: disarming, which
+/// waits for the kernel's grace periods and not for the target.
+const DISARMING: Duration = Duration::from_micros(500);
+/// What a point costs its target at most, arming and disarming: 217 cost a busy one 18 ms.
+const POINT: Duration = Duration::from_micros(80);
+
+/// The windows of a recording.
+#[derive(Debug)]
+pub struct Windows {
+    governor: Governor,
+    random: fastrand::Rng,
+    clock: TrapClock,
+    reader: FlowReader,
+    /// By slot; slots are not given back in this mode.
+    processes: FxHashMap<u16, Windowed>,
+    /// Where everything is armed for a while: what, by slot.
+    stretch: Option<FxHashMap<u16, Vec<Armed>>>,
+    /// Of the latest window or stretch.
+    number: u64,
+    stepped: Instant,
+    due: Instant,
+    cycle: Option<CycleSeen>,
+    stopped: Option<Stopped>,
+}
+
+/// What windows say of the whole.
+#[derive(Debug, Default)]
+pub struct Estimates {
+    /// Allocated by each account.
+    pub allocated: FxHashMap<u32, Amount>,
+    /// Half the width of the 95 % interval of all allocated bytes; `None`: too few windows to know.
+    pub bytes_error: Option<u64>,
+    /// Share of the processes' own work that was seen.
+    pub seen_fraction: f64,
+    /// Windows that were opened.
+    pub windows: u64,
+    /// What it cost, in percent of the CPU time that the processes used for themselves; `None`: they used none.
+    pub cost_percent: Option<f64>,
+    /// How many times as long as by itself a process took where all blocks were watched, at the most; `None`: not known.
+    pub slowdown: Option<f64>,
+    /// Why no more windows were opened, if so.
+    pub stopped: Option<String>,
+}
+
+impl Estimates {
+    /// What reports say of them.
+    pub fn summary(&self) -> WindowSummary {
+        let (allocated_bytes_error, stopped) = (self.bytes_error, self.stopped.clone());
+        WindowSummary { opened: self.windows, allocated_bytes_error, slowdown: self.slowdown, stopped }
+    }
+}
+
+impl Windows {
+    /// None yet.
+    pub fn new(kernel: &mut Kernel, percent: f64, attached: bool) -> Result<Self, SessionError> {
+        kernel.set_window(Opening::closed(0))?;
+        let mut random = fastrand::Rng::new();
+        let (processors, seed) = (meter::processors(), random.u64(..));
+        let budget = match attached {
+            true => Budget::attached(percent, processors, seed),
+            false => Budget::command(percent, processors, seed),
+        };
+        let now = Instant::now();
+        Ok(Self {
+            governor: Governor::new(budget),
+            random,
+            clock: TrapClock::start(kernel)?,
+            reader: FlowReader::default(),
+            processes: FxHashMap::default(),
+            stretch: None,
+            number: 0,
+            stepped: now,
+            due: now,
+            cycle: None,
+            stopped: None,
+        })
+    }
+
+    /// When [`Windows::step`] wants to be called; `None`: no more.
+    pub fn next_step(&self) -> Option<Instant> {
+        self.stopped.is_none().then_some(self.due)
+    }
+
+    /// Does what is due; a window is opened, waited for and closed in one step of at most a tenth of a second. `note`: for what users should know.
+    pub fn step(
+        &mut self,
+        kernel: &mut Kernel,
+        processes: &Processes,
+        note: impl FnOnce(&str),
+    ) -> Result<(), SessionError> {
+        let now = Instant::now();
+        if now < self.due || self.stopped.is_some() {
+            return Ok(());
+        }
+        self.settle(kernel, processes)?;
+        let running: Vec<&Traced> = processes.all_running().collect();
+        let seen: Vec<ProcessSeen> = running.iter().map(|traced| self.untold(traced)).collect();
+        let points = running.iter().map(|traced| traced.points(Watch::Allocations)).max().unwrap_or(0);
+        let action = self.governor.step(&Seen {
+            elapsed: now.saturating_duration_since(self.stepped),
+            processes: &seen,
+            points: Points { always: u32::try_from(points).unwrap_or(u32::MAX), optional: 0 },
+            trap_nanoseconds: self.trap_nanoseconds(),
+            cycle: self.cycle.take(),
+            late: now.saturating_duration_since(self.due),
+        });
+        tracing::trace!(?action, trap_nanoseconds = self.clock.nanoseconds(), "budget");
+        self.stepped = now;
+        match action {
+            Action::Rest { look_again, .. } => {
+                self.due = now + look_again;
+                self.end_stretch(kernel, processes)
+            }
+            Action::StayArmed { look_again, .. } => {
+                self.due = now + look_again;
+                self.stretch_to(kernel, &running)
+            }
+            Action::Open(window) => {
+                self.end_stretch(kernel, processes)?;
+                self.open(kernel, running, window)?;
+                self.due = Instant::now();
+                Ok(())
+            }
+            Action::Stop(stopped) => {
+                note(&format!("no more windows: {stopped}"));
+                self.stopped = Some(stopped);
+                self.end_stretch(kernel, processes)
+            }
+        }
+    }
+
+    /// What a trap costs, by clocks and by the processes' own pace.
+    fn trap_nanoseconds(&self) -> f64 {
+        let beside = self.processes.values().filter_map(|one| one.pace()?.trap_nanoseconds());
+        let by_clocks = self.clock.nanoseconds_with(beside.fold(f64::NAN, f64::max));
+        self.processes.values().filter_map(Windowed::trap_by_ticks).fold(by_clocks, f64::max)
+    }
+
+    fn untold(&mut self, traced: &Traced) -> ProcessSeen {
+        self.processes.get_mut(&traced.slot.number).map(Windowed::take_untold).unwrap_or_default()
+    }
+
+    /// Books what every process has done since this was last asked.
+    fn settle(&mut self, kernel: &Kernel, processes: &Processes) -> Result<(), SessionError> {
+        let mut rows = match self.stretch {
+            Some(_) => {
+                self.clock.end(kernel, u64::MAX, true)?;
+                self.clock.begin(kernel)?;
+                self.rows(kernel)?
+            }
+            None => FxHashMap::default(),
+        };
+        for traced in processes.all_running() {
+            let slot = traced.slot.number;
+            let now = Meter::read(kernel, traced.slot)?;
+            let is_whole = self.stretch.as_ref().is_some_and(|stretch| stretch.contains_key(&slot));
+            let rows = is_whole.then(|| rows.remove(&slot).unwrap_or_default());
+            let one = self.processes.entry(slot).or_insert_with(|| Windowed::new(now));
+            one.pass(now, &self.clock, rows);
+        }
+        Ok(())
+    }
+
+    /// What accounts have allocated since this was last asked, by process.
+    fn rows(&mut self, kernel: &Kernel) -> Result<FxHashMap<u16, Vec<Taken>>, SessionError> {
+        let mut rows: FxHashMap<u16, Vec<Taken>> = FxHashMap::default();
+        for taken in self.reader.take(kernel)? {
+            rows.entry(taken.process).or_default().push(taken);
+        }
+        Ok(rows)
+    }
+
+    /// One window.
+    fn open(
+        &mut self,
+        kernel: &mut Kernel,
+        mut running: Vec<&Traced>,
+        window: Window,
+    ) -> Result<(), SessionError> {
+        let all = running.len();
+        self.random.shuffle(&mut running);
+        running.truncate(window.processes as usize);
+        let watch = self.watch();
+        let begun = Instant::now();
+        let (chosen, armed) = arm(kernel, running, watch)?;
+        let arming = begun.elapsed();
+        self.number += 1;
+        let before = read(kernel, &chosen)?;
+        self.clock.begin(kernel)?;
+        kernel.set_window(Opening::open(self.number))?;
+        let start = Instant::now();
+        wait(kernel, &chosen, &before, window)?;
+        let length = start.elapsed();
+        kernel.set_window(Opening::closed(self.number))?;
+        let after = read(kernel, &chosen)?;
+        let did: Vec<Did> = after.iter().zip(&before).map(|(now, before)| now.since(before)).collect();
+        let traps = did.iter().map(|did| did.traps).sum();
+        self.clock.end(kernel, traps, watch == Watch::Allocations)?;
+        disarm(armed);
+        let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
+        let opened = Opened { watch, armed: length, represents };
+        let mut rows = self.rows(kernel)?;
+        for (traced, did) in chosen.iter().zip(&did) {
+            let rows = rows.remove(&traced.slot.number).unwrap_or_default();
+            if let Some(one) = self.processes.get_mut(&traced.slot.number) {
+                one.book(opened, *did, &self.clock, &rows);
+            }
+        }
+        let points: usize = chosen.iter().map(|traced| traced.points(watch)).sum();
+        let points = u32::try_from(points).unwrap_or(u32::MAX);
+        // The target does not wait for all of the time that arming takes: most of it is the kernel's own.
+        let cost = arming.min(POINT * points) + DISARMING;
+        self.cycle = Some(CycleSeen { points, cost, armed: length, traps });
+        let disarming = start.elapsed().saturating_sub(length);
+        let cpu: Duration = did.iter().map(|did| did.cpu).sum();
+        tracing::debug!(?watch, points, ?arming, ?length, ?cpu, traps, ?disarming, "a window");
+        Ok(())
+    }
+
+    /// What the next window watches: both kinds in turn.
+    fn watch(&self) -> Watch {
+        if self.number % 2 == 0 { Watch::Rare } else { Watch::Allocations }
+    }
+
+    /// Has everything armed, what has come since as well.
+    fn stretch_to(&mut self, kernel: &mut Kernel, running: &[&Traced]) -> Result<(), SessionError> {
+        if running.is_empty() {
+            return Ok(());
+        }
+        let mut stretch = self.stretch.take().unwrap_or_default();
+        let is_new = stretch.is_empty();
+        let missing = running.iter().filter(|traced| !stretch.contains_key(&traced.slot.number)).copied();
+        let missing: Vec<&Traced> = missing.collect();
+        let begun = Instant::now();
+        let mut points = 0;
+        for traced in missing {
+            let (chosen, armed) = arm(kernel, vec![traced], Watch::Allocations)?;
+            points += chosen.iter().map(|traced| traced.points(Watch::Allocations)).sum::<usize>();
+            stretch.extend(chosen.iter().map(|traced| traced.slot.number).zip([armed]));
+        }
+        if points > 0 {
+            let points = u32::try_from(points).unwrap_or(u32::MAX);
+            let cost = begun.elapsed().min(POINT * points) + DISARMING;
+            self.cycle = Some(CycleSeen { points, cost, ..CycleSeen::default() });
+        }
+        if is_new {
+            // What was used while arming was not seen.
+            for traced in running {
+                let now = Meter::read(kernel, traced.slot)?;
+                let Some(one) = self.processes.get_mut(&traced.slot.number) else { continue };
+                one.pass(now, &self.clock, None);
+            }
+            self.number += 1;
+            self.clock.begin(kernel)?;
+            kernel.set_window(Opening::open(self.number))?;
+        }
+        self.stretch = Some(stretch);
+        Ok(())
+    }
+
+    /// Disarms what is armed for longer.
+    fn end_stretch(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<(), SessionError> {
+        if self.stretch.is_none() {
+            return Ok(());
+        }
+        kernel.set_window(Opening::closed(self.number))?;
+        self.settle(kernel, processes)?;
+        if let Some(stretch) = self.stretch.take() {
+            disarm(stretch.into_values().flatten());
+        }
+        Ok(())
+    }
+
+    /// The last step: nothing is armed any more, and this is what was found.
+    pub fn finish(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<Estimates, SessionError> {
+        self.end_stretch(kernel, processes)?;
+        self.settle(kernel, processes)?;
+        let mut estimates = Estimates {
+            windows: self.number,
+            cost_percent: self.governor.cost_share().map(|share| share * 100.0),
+            stopped: self.stopped.map(|stopped| stopped.to_string()),
+            ..Estimates::default()
+        };
+        let (mut squares, mut is_known, mut seen, mut all) = (0.0, true, 0.0, 0.0);
+        for one in self.processes.values_mut() {
+            one.correct();
+            tracing::debug!(pace = ?one.pace(), slowdown = ?one.slowdown(), "what windows say of a process");
+            for (account, flow) in one.flows() {
+                let amount = Amount { bytes: whole(flow.bytes.value()), count: whole(flow.count.value()) };
+                estimates.allocated.insert(account, amount);
+            }
+            for total in one.totals() {
+                match total.bytes {
+                    Estimate::Known { interval, .. } => squares += interval.half_width().powi(2),
+                    Estimate::TooFewWindows { value, .. } => is_known &= value <= 0.0,
+                }
+            }
+            let (own, watched) = one.progress();
+            (all, seen) = (all + own, seen + watched);
+            estimates.slowdown = estimates.slowdown.into_iter().chain(one.slowdown()).reduce(f64::max);
+        }
+        estimates.bytes_error = is_known.then(|| whole(squares.sqrt()));
+        estimates.seen_fraction = if all > 0.0 { (seen / all).min(1.0) } else { 0.0 };
+        Ok(estimates)
+    }
+}
+
+/// Arms those that can be: who has ended meanwhile is left out.
+fn arm<'a>(
+    kernel: &mut Kernel,
+    running: Vec<&'a Traced>,
+    watch: Watch,
+) -> Result<(Vec<&'a Traced>, Vec<Armed>), SessionError> {
+    let (mut chosen, mut armed) = (Vec::new(), Vec::new());
+    for traced in running {
+        match traced.open(kernel, watch) {
+            Ok(links) => {
+                chosen.push(traced);
+                armed.extend(links);
+            }
+            Err(_) if traced.has_ended() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((chosen, armed))
+}
+
+fn read(kernel: &Kernel, chosen: &[&Traced]) -> Result<Vec<Meter>, SessionError> {
+    chosen.iter().map(|traced| Meter::read(kernel, traced.slot)).collect()
+}
+
+/// Waits until a window is over, or has seen what it may.
+fn wait(kernel: &Kernel, chosen: &[&Traced], before: &[Meter], window: Window) -> Result<(), SessionError> {
+    let end = Instant::now() + window.length;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(LOOK));
+        let now = read(kernel, chosen)?;
+        let traps: u64 = now.iter().zip(before).map(|(now, before)| now.since(before).traps).sum();
+        if traps >= window.traps {
+            return Ok(());
+        }
+    }
+}
+
+/// The nearest whole number.
+#[expect(clippy::cast_sign_loss, reason = "not negative, and the cast saturates")]
+fn whole(value: f64) -> u64 {
+    value.max(0.0).round() as u64
+}
