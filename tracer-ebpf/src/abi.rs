@@ -383,7 +383,7 @@ pub struct ProcessRecord {
     pub pid: u32,
     /// Of a child: its parent.
     pub parent: u32,
-    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`). Of a new program: 1 where its name begins with `python`.
+    /// Of a child: 1 where it runs in its parent's memory until it execs (`vfork`). Of a new program: 1 where its name is that of an interpreter (`python`, `python3`, `python3.*`).
     pub mark: u32,
     /// When, by the monotonic clock.
     pub nanoseconds: u64,

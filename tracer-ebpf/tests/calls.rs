@@ -3,8 +3,10 @@
 
 use proptest::prelude::*;
 use tracer_ebpf::abi::function;
-use tracer_ebpf::calls::{Entered, OldBlock, Request, enter, is_continued, is_nested_free, leave, old_block};
-use tracer_ebpf::tables::Thread;
+use tracer_ebpf::calls::{
+    Entered, OldBlock, Request, enter, is_continued, is_nested_free, leave, look_into, old_block,
+};
+use tracer_ebpf::tables::{Thread, Window};
 
 /// Where the stacks of the tests begin.
 const STACK: u64 = 0x7ffd_0000_0000;
@@ -257,4 +259,26 @@ fn deeper_calls_look_nested_until_the_stack_comes_back() {
     assert_eq!(enter(&thread, &malloc, STACK), Entered::Outermost { abandoned: true });
     assert_eq!(leave(&thread), Some(malloc));
     assert!(!is_nested_free(&thread, STACK - 256));
+}
+
+/// A window ends while a thread is in malloc: it is not in it any more when the next one opens, however deep the next call is.
+#[test]
+fn a_call_of_an_earlier_window_is_forgotten() {
+    let thread = Thread::default();
+    let request = |size| Request::from_arguments(function::MALLOC, size, 0, 0);
+    let call = |window: Window, size, stack_pointer| {
+        look_into(&thread, window);
+        enter(&thread, &request(size), stack_pointer)
+    };
+    let outermost = Entered::Outermost { abandoned: false };
+    assert_eq!(call(Window::open(1), 100, STACK), outermost);
+    assert_eq!(call(Window::open(2), 200, STACK - 64), outermost, "not inside the one before");
+    look_into(&thread, Window::open(2));
+    assert_eq!(leave(&thread).map(|request| request.size), Some(200));
+    // One that began before the window returns in it.
+    assert_eq!(call(Window::open(2), 300, STACK), outermost);
+    look_into(&thread, Window::open(3));
+    assert_eq!(leave(&thread), None);
+    assert!(Window::closed(7).is_closed() && !Window::open(7).is_closed() && !Window(0).is_any());
+    assert!(Window::closed(0).is_any(), "nothing counts before the first");
 }

@@ -12,10 +12,30 @@ const TRAP_NANOSECONDS: (f64, f64) = (300.0, 50_000.0);
 const FEWEST_TRAPS: f64 = 1000.0;
 /// Traps of earlier windows that are remembered, so that a phase of deep stacks is followed within seconds.
 const REMEMBERED_TRAPS: f64 = 200_000.0;
-/// Arming and disarming once, whatever the number of points: two system calls and their grace periods.
-const CYCLE_SECONDS: f64 = 0.5e-3;
-/// For each point: 217 cost a busy target 18 ms, 120 cost 10 ms (Linux 6.18, two processors).
-const POINT_SECONDS: f64 = 80e-6;
+/// What a cycle of arming and disarming is taken to cost before it is known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CyclePrior {
+    /// Seconds, whatever the number of points: system calls and their grace periods.
+    pub cycle: f64,
+    /// Seconds for each point.
+    pub point: f64,
+}
+
+impl Default for CyclePrior {
+    /// One link that arms 217 points cost a busy target 18 ms, 120 cost 10 ms (Linux 6.18, two processors).
+    fn default() -> Self {
+        Self { cycle: 0.5e-3, point: 80e-6 }
+    }
+}
+
+impl CyclePrior {
+    /// Seconds for so many points.
+    #[must_use]
+    pub fn seconds(&self, points: f64) -> f64 {
+        self.cycle + self.point * points
+    }
+}
+
 /// Bounds of the factor by which a machine differs from that.
 const CYCLE_FACTOR: (f64, f64) = (0.05, 100.0);
 /// How much of a cheaper cycle than expected is believed.
@@ -58,37 +78,40 @@ impl TrapCost {
 /// What arming and disarming a number of points costs.
 #[derive(Debug, Clone)]
 pub struct CycleCost {
+    prior: CyclePrior,
     factor: f64,
 }
 
 impl Default for CycleCost {
     fn default() -> Self {
-        Self { factor: 1.0 }
+        Self::new(CyclePrior::default())
     }
 }
 
 impl CycleCost {
+    /// Nothing has been learned yet.
+    #[must_use]
+    pub fn new(prior: CyclePrior) -> Self {
+        Self { prior, factor: 1.0 }
+    }
+
     /// Learns from one cycle of arming and disarming `points` points that cost `seconds`.
     pub fn observe(&mut self, points: f64, seconds: f64) {
-        let seen = (seconds / prior(points)).clamp(CYCLE_FACTOR.0, CYCLE_FACTOR.1);
+        let seen = (seconds / self.prior.seconds(points)).clamp(CYCLE_FACTOR.0, CYCLE_FACTOR.1);
         self.factor = if seen > self.factor { seen } else { self.factor + RECOVERY * (seen - self.factor) };
     }
 
     /// Seconds that a cycle of so many points is expected to cost.
     #[must_use]
     pub fn seconds(&self, points: f64) -> f64 {
-        self.factor * prior(points)
+        self.factor * self.prior.seconds(points)
     }
 
     /// Most points that a cycle of so many seconds arms.
     #[must_use]
     pub fn points(&self, seconds: f64) -> f64 {
-        ((seconds / self.factor - CYCLE_SECONDS) / POINT_SECONDS).max(0.0)
+        ((seconds / self.factor - self.prior.cycle) / self.prior.point).max(0.0)
     }
-}
-
-fn prior(points: f64) -> f64 {
-    CYCLE_SECONDS + POINT_SECONDS * points
 }
 
 #[cfg(test)]

@@ -169,10 +169,16 @@ impl<K: Copy + Eq + Hash> Flows<K> {
         self.correction = correction;
     }
 
-    /// See [`Flows::correct`].
+    /// Progress that was seen, in full or in windows.
     #[must_use]
-    pub fn factor(&self) -> f64 {
-        self.correction.factor
+    pub fn seen(&self) -> f64 {
+        self.exact + self.all.seen / self.correction.factor.max(1e-9)
+    }
+
+    /// Windows that were booked.
+    #[must_use]
+    pub fn windows(&self) -> f64 {
+        self.all.windows
     }
 
     /// Share of the progress that was seen: 1.0 is everything.

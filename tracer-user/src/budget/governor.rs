@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    costs::CycleCost,
+    costs::{CycleCost, CyclePrior},
     ledger::{Ledger, SPAN_SECONDS},
     window::{self, Outlook, Shape},
 };
@@ -53,6 +53,8 @@ pub struct Budget {
     pub opening: Duration,
     /// Factor by which all costs are taken too high: the budget holds as long as they are not known worse than that.
     pub margin: f64,
+    /// What arming is taken to cost until that is known.
+    pub cycle: CyclePrior,
     /// Seed of the random places of windows.
     pub seed: u64,
 }
@@ -69,6 +71,7 @@ impl Budget {
             tail: Duration::from_millis(50),
             opening: Duration::ZERO,
             margin: 1.15,
+            cycle: CyclePrior::default(),
             seed,
         }
     }
@@ -268,7 +271,7 @@ impl Governor {
         let loan = budget.opening.as_secs_f64();
         Self {
             ledger: Ledger::new(budget.share.max(0.0), f64::from(budget.processors.max(1))),
-            cycle: CycleCost::default(),
+            cycle: CycleCost::new(budget.cycle),
             random: fastrand::Rng::with_seed(budget.seed),
             state: if loan > 0.0 { State::Armed(0.0) } else { State::Windows(Period::default()) },
             loan,

@@ -10,15 +10,6 @@ const FEWEST: f64 = 30.0;
 /// How far the correction may go; a window slows its target fiftyfold at worst.
 const FACTOR: (f64, f64) = (0.01, 100.0);
 
-/// What a trap takes beside its program on a quiet machine, in seconds, where windows do not tell.
-const TRAP: f64 = 0.45e-6;
-/// What is believed that it takes, at the least and at the most.
-const TRAP_BOUNDS: (f64, f64) = (0.2e-6, 10e-6);
-/// How much of the time that threads ran in full windows traps must have taken for their cost to be read off them.
-const MOSTLY_TRAPS: f64 = 0.5;
-/// The rate and the cost of a trap depend on each other; each round leaves a tenth of what they are off by.
-const ROUNDS: u32 = 8;
-
 /// One window, of either kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Seen {
@@ -66,6 +57,8 @@ pub struct Pace {
     weighted: (f64, f64),
     /// Weighted seconds of work in full windows, as they were taken to be.
     believed: f64,
+    /// See [`Pace::set_trap`].
+    trap: f64,
 }
 
 /// What must be done to what windows say.
@@ -97,27 +90,21 @@ impl Pace {
         self.believed += weight * believed;
     }
 
-    /// Events in a second of the process's own work, and what a trap takes beside its program; `None`: too few events were seen.
-    fn rate(&self) -> Option<(f64, f64)> {
-        if self.alone.events < FEWEST || self.full.events < FEWEST || self.alone.seconds <= 0.0 {
-            return None;
-        }
-        let rate = |trap: f64| self.alone.events / self.alone.own(trap);
-        let mut trap = TRAP;
-        for _ in 0..ROUNDS {
-            let own = self.full.events / rate(trap);
-            if own < (1.0 - MOSTLY_TRAPS) * self.full.seconds {
-                trap = ((self.full.seconds - own) / self.full.traps.max(1.0))
-                    .clamp(TRAP_BOUNDS.0, TRAP_BOUNDS.1);
-            }
-        }
-        Some((rate(trap), trap))
+    /// A trap takes so many seconds beside its program.
+    pub fn set_trap(&mut self, seconds: f64) {
+        self.trap = seconds.max(0.0);
+    }
+
+    /// Events in a second of the process's own work; `None`: too few were seen.
+    fn rate(&self) -> Option<f64> {
+        let is_known = self.alone.events >= FEWEST && self.full.events >= FEWEST && self.alone.seconds > 0.0;
+        is_known.then(|| self.alone.events / self.alone.own(self.trap))
     }
 
     /// What windows saw was so much of the work, by these events; `None`: they are too few.
     #[must_use]
     pub fn correction(&self) -> Option<Correction> {
-        let factor = self.believed * self.rate()?.0 / self.weighted.0;
+        let factor = self.believed * self.rate()? / self.weighted.0;
         let error = (1.0 / self.alone.events + self.weighted.1 / (self.weighted.0 * self.weighted.0)).sqrt();
         factor.is_finite().then(|| Correction { factor: factor.clamp(FACTOR.0, FACTOR.1), error })
     }
@@ -126,20 +113,14 @@ impl Pace {
     /// covered than what they left of it does.
     #[must_use]
     pub fn own_of_a_trap(&self) -> Option<f64> {
-        (self.full.traps > 0.0).then_some(self.full.events / self.rate()?.0 / self.full.traps)
+        (self.full.traps > 0.0).then_some(self.full.events / self.rate()? / self.full.traps)
     }
 
     /// How many times as long as by itself the process took in full windows; `None`: not known.
     #[must_use]
     pub fn slowdown(&self) -> Option<f64> {
-        let own = self.full.events / self.rate()?.0;
+        let own = self.full.events / self.rate()?;
         Some(((self.full.seconds + self.full.programs) / own.max(1e-9)).max(1.0))
-    }
-
-    /// What a trap takes beside its program, in nanoseconds.
-    #[must_use]
-    pub fn trap_nanoseconds(&self) -> Option<f64> {
-        Some(self.rate()?.1 * 1e9)
     }
 }
 
@@ -151,6 +132,7 @@ mod tests {
     /// a microsecond, or 0.2 where it only counts.
     fn pace(trap: f64) -> Pace {
         let mut pace = Pace::default();
+        pace.set_trap(trap);
         for _ in 0..30 {
             let (own, events) = (12e-3, 1000);
             let programs = 1000.0 * 0.2e-6;
@@ -172,8 +154,6 @@ mod tests {
             let true_factor = 3e-3 / (5100.0 * 40e-9);
             assert!((factor / true_factor - 1.0).abs() < 0.01, "{trap}: {factor} for {true_factor}");
             assert!((0.03..0.06).contains(&error), "{error}");
-            let found = pace.trap_nanoseconds().unwrap();
-            assert!((found / (trap * 1e9) - 1.0).abs() < 0.02, "{trap}: {found}");
             let slowdown = pace.slowdown().unwrap();
             assert!((slowdown / ((1040e-9 + trap) / 40e-9) - 1.0).abs() < 0.03, "{trap}: {slowdown}");
             let own = pace.own_of_a_trap().unwrap();
@@ -188,7 +168,6 @@ mod tests {
         pace.alone(&seen);
         pace.full(1.0, 1.0, &Seen { events: 29, ..seen });
         assert_eq!(pace.correction(), None);
-        assert_eq!(pace.trap_nanoseconds(), None);
         assert_eq!(Pace::default().correction(), None);
     }
 }

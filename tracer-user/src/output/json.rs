@@ -12,7 +12,9 @@ use super::{
     aggregate::{By, Key, Report, Row, frame_texts, stack_text},
     text::is_invisible,
 };
-use crate::profile::{Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process, Residence};
+use crate::profile::{
+    Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process, Residence, WindowSummary,
+};
 
 /// The version of the form.
 const SCHEMA: u32 = 1;
@@ -28,6 +30,9 @@ struct Document<'a> {
     /// `null` where it is not known.
     seen_fraction: Option<f64>,
     coverage: &'a Coverage,
+    /// Budget mode: what the estimates stand on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    windows: Option<&'a WindowSummary>,
     losses: &'a Losses,
     cost: &'a Cost,
     processes: Vec<JsonProcess<'a>>,
@@ -91,6 +96,7 @@ pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) ->
         mode: &recording.mode,
         seen_fraction: (recording.mode != FOREIGN_MODE).then_some(recording.seen_fraction),
         coverage: &recording.coverage,
+        windows: recording.windows.as_ref(),
         losses: &recording.losses,
         cost: &recording.cost,
         processes: report.profile.processes.iter().map(json_process).collect(),

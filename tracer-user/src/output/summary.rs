@@ -59,17 +59,27 @@ fn error_of_windows(windows: &WindowSummary) -> String {
 
 /// Budget mode: what the estimates stand on.
 fn windows(windows: &WindowSummary) -> Vec<String> {
+    if windows.opened == 0 {
+        return windows.stopped.iter().map(|why| stopped(why)).collect();
+    }
     let mut lines = vec![format!("estimated from {} windows", text::count(windows.opened))];
+    if windows.slowdown.is_none() {
+        lines.push(
+            "pymalloc's blocks: how far windows slowed the program is not known, nor how much they saw of it; they may be far off".to_owned(),
+        );
+    }
     // Twice as long is the most that a trap's cost, known to a tenth, corrects to a tenth.
     if let Some(slowdown) = windows.slowdown.filter(|slowdown| *slowdown > 2.0) {
         lines.push(format!(
             "pymalloc's blocks: windows slowed the program {slowdown:.0} times, and saw what that left; stacks of tight loops may have far too little. Malloc's blocks: not affected"
         ));
     }
-    lines.extend(
-        windows.stopped.iter().map(|why| format!("tracing stopped by itself: {}", text::visible(why))),
-    );
+    lines.extend(windows.stopped.iter().map(|why| stopped(why)));
     lines
+}
+
+fn stopped(why: &str) -> String {
+    format!("tracing stopped by itself: {}", text::visible(why))
 }
 
 /// Growth mode: what the stacks of a process hold against what the kernel says of it.

@@ -13,8 +13,9 @@ use crate::budget::costs::TrapCost;
 use crate::drain::{Totals, read_totals};
 
 /// A trap beside its program: entry, the emulated instruction, the way back. A program that does nothing is 0.3 to 0.5 us on a quiet machine; taken
-/// too high until the run itself has told (`Pace::trap_nanoseconds`).
-const TRAP_NANOSECONDS: u64 = 1000;
+/// too high until ticks tell.
+pub const TRAP_NANOSECONDS: f64 = 1000.0;
+const TRAP: Duration = Duration::from_nanos(1000);
 
 /// The readings of one process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +51,12 @@ impl Meter {
         let Totals { pops, mallocs, pools, .. } = totals;
         let (cpu, user) = (cpu_time(slot.pid, Clock::Running), cpu_time(slot.pid, Clock::User));
         Ok(Self { cpu, user, pops, mallocs, pools })
+    }
+
+    /// Of a process that has ended: its number may be another's by now.
+    pub fn read_ended(kernel: &Kernel, slot: u16) -> Result<Self, SessionError> {
+        let Totals { pops, mallocs, pools, .. } = read_totals(kernel, slot)?;
+        Ok(Self { cpu: None, user: None, pops, mallocs, pools })
     }
 
     /// What has come since.
@@ -101,18 +108,19 @@ pub struct TrapClock {
     begin: RunStatistics,
     /// A run of a program in the latest stretch, in nanoseconds.
     run: f64,
-    _counting: OwnedFd,
+    /// Without CAP_SYS_ADMIN the kernel does not count, and what a trap takes is taken from ticks and from the process's pace alone.
+    _counting: Option<OwnedFd>,
 }
 
 impl TrapClock {
     /// From now on it is measured.
-    pub fn start(kernel: &Kernel) -> Result<Self, SessionError> {
-        Ok(Self {
+    pub fn start(kernel: &Kernel) -> Self {
+        Self {
             cost: TrapCost::default(),
             begin: RunStatistics::default(),
             run: 0.0,
-            _counting: kernel.count_runs()?,
-        })
+            _counting: kernel.count_runs().ok(),
+        }
     }
 
     /// What comes now counts.
@@ -127,7 +135,8 @@ impl TrapClock {
         let runs = seen.runs.min(traps);
         self.run = seen.nanoseconds as f64 / seen.runs.max(1) as f64;
         if is_usual && let Some(each) = seen.nanoseconds.checked_div(seen.runs) {
-            let cost = Duration::from_nanos((each + TRAP_NANOSECONDS).saturating_mul(runs));
+            let cost = Duration::from_nanos(each.saturating_mul(runs))
+                + TRAP * u32::try_from(runs).unwrap_or(u32::MAX);
             self.cost.observe(cost, Duration::ZERO, runs);
         }
         Ok(())
@@ -143,24 +152,15 @@ impl TrapClock {
         self.run * 1e-9
     }
 
-    /// What a trap takes, if it takes so much beside its program; not a number: that is not known.
-    pub fn nanoseconds_with(&self, beside: f64) -> f64 {
-        if beside.is_nan() {
-            self.nanoseconds()
-        } else {
-            self.nanoseconds() - TRAP_NANOSECONDS as f64 + beside
-        }
+    /// The program of a trap, on the average.
+    pub fn program_seconds(&self) -> f64 {
+        (self.nanoseconds() - TRAP_NANOSECONDS).max(0.0) * 1e-9
     }
 
     /// What of a stretch was the process's own work.
     pub fn progress(&self, did: Did) -> Duration {
-        did.cpu.saturating_sub(self.taken(did, f64::NAN))
-    }
-
-    /// What traps took of it; `beside` as above.
-    pub fn taken(&self, did: Did, beside: f64) -> Duration {
-        let taken = Duration::try_from_secs_f64(did.traps as f64 * self.nanoseconds_with(beside) * 1e-9);
-        taken.unwrap_or(Duration::MAX)
+        let taken = Duration::try_from_secs_f64(did.traps as f64 * self.nanoseconds() * 1e-9);
+        did.cpu.saturating_sub(taken.unwrap_or(Duration::MAX))
     }
 }
 

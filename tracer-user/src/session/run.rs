@@ -289,6 +289,9 @@ impl<'a> Session<'a> {
                 }
             }
             Change::HeldAtExit => {
+                if let Some(windows) = &mut self.windows {
+                    windows.look(&self.kernel, &self.processes)?;
+                }
                 self.processes.reckon(&mut self.kernel, &mut self.recorder, Some(child.id()))?;
                 self.last_look(observer)
             }
@@ -375,7 +378,8 @@ impl<'a> Session<'a> {
             self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
-        let estimates = match &mut self.windows {
+        // Taken: what is told last must not open another.
+        let estimates = match &mut self.windows.take() {
             Some(windows) => Some(windows.finish(&mut self.kernel, &self.processes)?),
             None => None,
         };

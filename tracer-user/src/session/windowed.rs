@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::meter::{Did, Meter, TrapClock};
+use super::meter::{Did, Meter, TRAP_NANOSECONDS, TrapClock};
 use crate::attach::Watch;
 use crate::budget::flows::{Flow, Flows, Taken, View};
 use crate::budget::governor::ProcessSeen;
@@ -19,16 +19,26 @@ use crate::drain;
 pub struct Windowed {
     pymalloc: Flows<u32>,
     malloc: Flows<u32>,
-    since: Instant,
-    /// Its own work since then, in seconds.
-    own: f64,
+    /// When it was last asked what it had done.
+    asked: Instant,
+    /// Its own work, and the time that passed meanwhile, in seconds; what is older than [`RECENT`] hardly counts.
+    recent: (f64, f64),
     at: Meter,
+    /// Its last word has been heard.
+    is_over: bool,
     untold: ProcessSeen,
     /// By calls of malloc, and by openings of pools.
     paces: [Pace; 2],
     /// Seconds that it ran while anything was armed, those that were not user time, and traps.
     armed: (f64, f64, f64),
+    /// Rare windows, weighted: the seconds of work that they were taken to have seen, those that it ran without our programs, and traps.
+    rare: (f64, f64, f64),
+    /// Seconds that it ran in all other time, and those that were not user time.
+    unarmed: (f64, f64),
 }
+
+/// Seconds after which a third of what a process did still counts for how busy it is.
+const RECENT: f64 = 1.5;
 
 /// Seconds armed from which user time, which is counted in ticks of 4 ms as a rule, tells what traps cost: 75 of them are ± 12 %.
 const TICKS_TELL: f64 = 0.3;
@@ -50,30 +60,41 @@ impl Windowed {
         Self {
             pymalloc: Flows::default(),
             malloc: Flows::default(),
-            since: Instant::now(),
-            own: 0.0,
+            asked: Instant::now(),
+            recent: (0.0, 0.0),
             at,
+            is_over: false,
             untold: ProcessSeen::default(),
             paces: Default::default(),
             armed: (0.0, 0.0, 0.0),
+            rare: (0.0, 0.0, 0.0),
+            unarmed: (0.0, 0.0),
         }
     }
 
-    /// Processors that it uses on the average. The CPU time of a process that runs is as old as the last tick of its processor (kernel/sched/cputime.c,
-    /// `thread_group_cputime`): it is right over seconds, and in one window it says nothing. Windows are at random times, so on the average they have the average.
+    /// Processors that it uses by itself, about now. The CPU time of a process that runs is as old as the last tick of its processor (kernel/sched/cputime.c,
+    /// `thread_group_cputime`): it is right over a second, and in one window it says nothing.
     fn utilisation(&self) -> f64 {
-        self.own / self.since.elapsed().as_secs_f64().max(1e-3)
+        self.recent.0 / self.recent.1.max(1e-3)
+    }
+
+    /// Follows how busy it is by what it did in so many seconds, of which probes took `lost`.
+    fn follow_load(&mut self, progress: f64, passed: f64, lost: f64) {
+        let keep = (-passed / RECENT).exp();
+        let threads = ((progress + lost) / passed.max(1e-6)).max(1.0);
+        self.recent.0 = self.recent.0 * keep + progress;
+        self.recent.1 = self.recent.1 * keep + (passed - lost / threads).max(0.0);
     }
 
     /// Books what was done since this was last asked. `rows`: what was allocated, if all of it was seen.
     pub fn pass(&mut self, now: Meter, clock: &TrapClock, rows: Option<Vec<drain::Taken>>) {
-        let did = now.since(&self.at);
-        self.at = now;
-        self.untold.cpu_time += did.cpu;
-        self.untold.traps += did.traps;
+        let did = self.look(now);
         let progress = clock.progress(did).as_secs_f64();
-        self.own += progress;
+        let passed = std::mem::replace(&mut self.asked, Instant::now()).elapsed().as_secs_f64();
+        self.follow_load(progress, passed, did.cpu.as_secs_f64() - progress);
         let Some(rows) = rows else {
+            self.unarmed.0 += did.cpu.as_secs_f64();
+            self.unarmed.1 += did.cpu.as_secs_f64() - did.user.as_secs_f64();
             self.pymalloc.pass(progress);
             self.malloc.pass(progress);
             return;
@@ -81,6 +102,32 @@ impl Windowed {
         self.note_armed(did.cpu.as_secs_f64(), did);
         self.pymalloc.full(progress, values(&rows, false));
         self.malloc.full(progress, values(&rows, true));
+    }
+
+    /// What it did since it was last looked at, of which the governor will be told.
+    fn look(&mut self, now: Meter) -> Did {
+        let did = now.since(&self.at);
+        self.at = now;
+        self.untold.cpu_time += did.cpu;
+        self.untold.traps += did.traps;
+        did
+    }
+
+    /// It has ended: what it did in its last moment cost something. `now`: without the CPU time, which nobody knows any more.
+    pub fn end(&mut self, now: Meter) {
+        self.look(now);
+        self.is_over = true;
+    }
+
+    /// Whether [`Windowed::end`] has been called.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Books what was seen in full before its end.
+    pub fn add_last(&mut self, rows: &[drain::Taken]) {
+        self.pymalloc.full(0.0, values(rows, false));
+        self.malloc.full(0.0, values(rows, true));
     }
 
     /// What the governor has not been told.
@@ -94,11 +141,16 @@ impl Windowed {
         let utilisation = self.utilisation();
         let seconds = armed.as_secs_f64() * utilisation;
         self.note_armed(seconds, did);
+        // The stretch that is booked next has this window in it.
+        self.unarmed.0 -= seconds;
+        self.unarmed.1 -= seconds - did.user.as_secs_f64();
         let programs = did.traps as f64 * clock.run_seconds();
         let seen = |events| Seen { events, traps: did.traps, seconds, programs };
-        let beside = self.pace().and_then(Pace::trap_nanoseconds).unwrap_or(f64::NAN);
+        let beside = self.beside_program(clock);
+        self.paces.iter_mut().for_each(|pace| pace.set_trap(beside));
         let cpu = armed.mul_f64(utilisation.max(1.0));
-        let progress = cpu.saturating_sub(clock.taken(did, beside));
+        let lost = programs + did.traps as f64 * beside;
+        let progress = cpu.saturating_sub(Duration::try_from_secs_f64(lost).unwrap_or(Duration::MAX));
         let is_full = watch == Watch::Allocations;
         let least = match self.pace().and_then(Pace::own_of_a_trap) {
             Some(own) if is_full => own * did.traps as f64,
@@ -114,6 +166,11 @@ impl Windowed {
                 pace.alone(&seen(events));
             }
         }
+        if !is_full {
+            self.rare.0 += weight * progress;
+            self.rare.1 += weight * (seconds - programs);
+            self.rare.2 += weight * did.traps as f64;
+        }
         let flows = if is_full { &mut self.pymalloc } else { &mut self.malloc };
         flows.window(view, values(rows, !is_full));
     }
@@ -124,10 +181,18 @@ impl Windowed {
         self.armed.2 += did.traps as f64;
     }
 
-    /// What a trap takes by ticks, in nanoseconds: whatever the kernel did for the process while it was armed is charged to traps. `None`: not known.
+    /// Seconds that a trap takes beside its program: by ticks, as soon as they tell.
+    fn beside_program(&self, clock: &TrapClock) -> f64 {
+        let by_ticks = self.trap_by_ticks().map(|whole| whole * 1e-9 - clock.program_seconds());
+        by_ticks.unwrap_or(TRAP_NANOSECONDS * 1e-9).max(0.0)
+    }
+
+    /// What a trap takes by ticks, in nanoseconds: what the kernel did for the process while it was armed, less what it does for it else. `None`: not known.
     pub fn trap_by_ticks(&self) -> Option<f64> {
         let (seconds, kernel, traps) = self.armed;
-        (seconds >= TICKS_TELL && traps >= 1000.0).then(|| (kernel.max(0.0) / traps * 1e9).min(50_000.0))
+        let usual = if self.unarmed.0 > TICKS_TELL { self.unarmed.1 / self.unarmed.0 } else { 0.0 };
+        let by_traps = (kernel - seconds * usual.clamp(0.0, 1.0)).max(0.0);
+        (seconds >= TICKS_TELL && traps >= 1000.0).then(|| (by_traps / traps * 1e9).min(50_000.0))
     }
 
     /// The event that tells best how far windows are off.
@@ -142,7 +207,15 @@ impl Windowed {
     }
 
     /// Has the estimates corrected by what is known of its pace.
-    pub fn correct(&mut self) {
+    pub fn correct(&mut self, clock: &TrapClock) {
+        // What a trap takes is known better now than it was in the first windows.
+        let beside = self.beside_program(clock);
+        self.paces.iter_mut().for_each(|pace| pace.set_trap(beside));
+        let (believed, ran, traps) = self.rare;
+        let own = (ran - traps * beside).max(ran / 20.0);
+        if own > 0.0 && believed > 0.0 {
+            self.malloc.correct(Correction { factor: believed / own, error: 0.0 });
+        }
         self.pymalloc.correct(self.pace().and_then(Pace::correction).unwrap_or(Correction::NONE));
     }
 
@@ -161,8 +234,12 @@ impl Windowed {
 
     /// Seconds of its own work, and those of them in which pymalloc's blocks were seen.
     pub fn progress(&self) -> (f64, f64) {
-        let all = self.pymalloc.progress();
-        (all, all * self.pymalloc.seen_fraction() / self.pymalloc.factor().max(1e-9))
+        (self.pymalloc.progress(), self.pymalloc.seen())
+    }
+
+    /// Whether full windows say something, and nothing says how much of its work they saw.
+    pub fn has_unknown_pace(&self) -> bool {
+        self.pymalloc.windows() > 0.0 && self.pace().is_none()
     }
 }
 

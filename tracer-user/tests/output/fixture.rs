@@ -25,6 +25,7 @@ impl Builder {
                 unmeasured_processes: 0,
             },
             live_bytes_error: 0,
+            windows: None,
             losses: Losses { unresolved_frames: 2, ..Losses::default() },
             cost: Cost { target_percent: Some(31.0), tracer_cpu_percent: 0.4 },
             events: 123_456,

@@ -2,7 +2,7 @@
 
 use alloctrace::profile::{
     Amount, Cost, Coverage, Domain, Followed, Frame, FrameId, FrameKind, Losses, Metric, Process,
-    ProcessIndex, Profile, Recording, Residence, Sample, Stack, Values,
+    ProcessIndex, Profile, Recording, Residence, Sample, Stack, Values, WindowSummary,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -67,6 +67,12 @@ fn recording() -> impl Strategy<Value = Recording> {
                 default_metric,
                 coverage,
                 live_bytes_error: events / 3,
+                windows: (events % 2 == 1).then(|| WindowSummary {
+                    opened: events,
+                    allocated_bytes_error: (events % 3 == 1).then_some(thinned),
+                    slowdown: (events % 5 < 3).then_some(seen_fraction * 40.0),
+                    stopped: (events % 7 == 1).then(|| "no \"budget\"".to_owned()),
+                }),
                 losses,
                 cost,
                 events,

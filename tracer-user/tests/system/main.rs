@@ -4,6 +4,7 @@
 //! where `CI` is `true`. No test asserts on time; what takes how long is printed to standard error.
 mod asked;
 mod attach;
+mod budget;
 mod children;
 mod command;
 mod containers;
@@ -113,7 +114,7 @@ fn main() -> ExitCode {
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
         .chain([stacks::TESTS, switches::TESTS, interpreters::TESTS, free_threaded::TESTS, workers::TESTS])
-        .chain([growth::TESTS])
+        .chain([growth::TESTS, budget::TESTS])
         .flatten()
     {
         // What setup brings must be there in CI: a test that vanishes proves nothing.
