@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(1);
 const CYCLE: CyclePrior = CyclePrior { cycle: 8e-3, point: 250e-6 };
 /// How long arming took there, in seconds; what it takes elsewhere says how much slower or faster that machine is.
 const ARMING: CyclePrior = CyclePrior { cycle: 14e-3, point: 160e-6 };
+/// How long a full window waits to be earned: twice what the governor remembers of what was earned.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How far that is believed.
 const MACHINE: (f64, f64) = (0.5, 5.0);
 
@@ -46,6 +48,8 @@ pub struct Windows {
     /// Of the latest window or stretch.
     number: u64,
     opened: u64,
+    /// What the next one watches, both kinds in turn, and since when it has been its turn.
+    turn: (Watch, Instant),
     stepped: Instant,
     due: Instant,
     cycle: Option<CycleSeen>,
@@ -101,6 +105,7 @@ impl Windows {
             stretch: None,
             number: 0,
             opened: 0,
+            turn: (Watch::Rare, now),
             stepped: now,
             due: now,
             cycle: None,
@@ -130,7 +135,11 @@ impl Windows {
         self.settle(kernel, processes)?;
         let running: Vec<&Traced> = processes.all_running().collect();
         let seen = self.untold();
-        let points = running.iter().map(|traced| traced.points(Watch::Allocations)).max().unwrap_or(0);
+        // A full window may be more than the processes ever earn.
+        if self.turn.0 == Watch::Allocations && self.turn.1.elapsed() > PATIENCE {
+            self.turn = (Watch::Rare, now);
+        }
+        let points = running.iter().map(|traced| traced.points(self.turn.0)).max().unwrap_or(0);
         let action = self.governor.step(&Seen {
             elapsed: now.saturating_duration_since(self.stepped),
             processes: &seen,
@@ -231,7 +240,7 @@ impl Windows {
         let all = running.len();
         self.random.shuffle(&mut running);
         running.truncate(window.processes as usize);
-        let watch = self.watch();
+        let watch = self.turn.0;
         let begun = Instant::now();
         let (chosen, armed) = arm(kernel, running, watch)?;
         let arming = begun.elapsed();
@@ -252,6 +261,7 @@ impl Windows {
         let disarming = begun.elapsed();
         let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
         self.opened += 1;
+        self.turn = (if watch == Watch::Rare { Watch::Allocations } else { Watch::Rare }, Instant::now());
         let opened = Opened { watch, armed: length, represents };
         let mut rows = self.rows(kernel)?;
         for (traced, did) in chosen.iter().zip(&did) {
@@ -267,11 +277,6 @@ impl Windows {
         let cpu: Duration = did.iter().map(|did| did.cpu).sum();
         tracing::debug!(?watch, points, ?arming, ?length, ?cpu, traps, ?disarming, "a window");
         Ok(())
-    }
-
-    /// What the next window watches: both kinds in turn.
-    fn watch(&self) -> Watch {
-        if self.number.is_multiple_of(2) { Watch::Rare } else { Watch::Allocations }
     }
 
     /// Has everything armed, what has come since as well.

@@ -27,6 +27,8 @@ def application(environment, start_response):
 async def asgi(scope, receive, send):
     age = time.monotonic_ns() - BORN
     KEPT.append(keep())
-    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    body = b"%d %d\n" % (os.getpid(), age)
+    # With a length: without one some servers send it in chunks.
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"%d %d\n" % (os.getpid(), age)})
+    await send({"type": "http.response.body", "body": body})

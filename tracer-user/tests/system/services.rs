@@ -1,6 +1,6 @@
 //! Real services below the tracer: gunicorn with four workers, restarted under load, and uvicorn, whose workers are new processes and no forks.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,9 @@ const KEPT_BYTES: u64 = 100_033;
 pub fn python_with(package: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask");
     let pythons = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path().join("bin/python"));
-    pythons.filter(|python| python.exists()).find(|python| {
+    // Several may have it, with others of what it depends on: always the same one.
+    let pythons: BTreeSet<PathBuf> = pythons.collect();
+    pythons.into_iter().filter(|python| python.exists()).find(|python| {
         let found = Command::new(python).args(["-c", &format!("import {package}")]).output();
         found.is_ok_and(|output| output.status.success())
     })
