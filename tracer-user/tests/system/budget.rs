@@ -41,8 +41,8 @@ fn attached(interpreter: &Interpreter) -> Result<()> {
     ensure!(cost <= 20.0, "it cost {cost} %: {}", finished.stderr);
     let (found, truth) = (buffers(&profile) as f64, requests as f64 * 20.0);
     say(&format!("{} windows: {:.3} of the truth, cost {cost:.1} %", windows.opened, found / truth));
-    // Three standard errors of some ten windows of such a service.
-    ensure!((0.6..1.6).contains(&(found / truth)), "{found} of {truth}: {}", finished.stderr);
+    // A dozen windows: 0.73 to 1.26 have been seen on a machine that others kept busy.
+    ensure!((0.5..2.0).contains(&(found / truth)), "{found} of {truth}: {}", finished.stderr);
     for metric in [Metric::Live, Metric::Peak, Metric::Temporary] {
         ensure!(profile.total(metric).count == 0, "{metric} is {:?}", profile.total(metric));
     }
