@@ -8,6 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const PROCESSES: u32 = 1024;
 /// Frames of one stack; deeper stacks keep the innermost ones and are marked. A power of two, so that a mask bounds an index.
 pub const MAX_FRAMES: usize = 128;
+/// Points of which hits are counted. A power of two; interpreters have up to 254.
+pub const POINTS: u32 = 4096;
 /// Threads that can be told apart at one time, as buckets of the thread table.
 pub const THREAD_BUCKETS: u32 = 1024;
 
@@ -35,6 +37,8 @@ pub mod kind {
     pub const POP_INDIRECT: u8 = 5;
     /// A block is about to leave its mimalloc page; the block is 0 where the page has none to give.
     pub const PAGE_POP: u8 = 6;
+    /// As [`POP`]: the first block of a pool that has just been opened.
+    pub const POOL_POP: u8 = 7;
     /// The first entry of the malloc family; [`MALLOC`](self::MALLOC)` + n` is the n-th function of [`function`](super::function).
     pub const MALLOC: u8 = 16;
 }
@@ -101,11 +105,45 @@ impl Cookie {
         self.0 >> 56 & 1 != 0
     }
 
+    /// With the point's number, of which hits are counted, and what a hit counts: `1 << level`, for those that were not armed. Of pops only.
+    #[must_use]
+    pub const fn with_number(self, number: u16, level: u8) -> Self {
+        Self(self.0 | (number as u64 & (POINTS as u64 - 1)) << 48 | (level as u64 & 15) << 60)
+    }
+
+    /// See [`Self::with_number`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        (self.0 >> 48) as u32 & (POINTS - 1)
+    }
+
+    /// See [`Self::with_number`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn level(self) -> u32 {
+        if matches!(self.kind(), kind::POP | kind::POP_INDIRECT) { (self.0 >> 60) as u32 } else { 0 }
+    }
+
     /// See [`kind`].
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> u8 {
         self.0 as u8
+    }
+
+    /// Whether a pool is opened there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens_pool(self) -> bool {
+        matches!(self.kind(), kind::POOL_RETURN | kind::POOL_POP)
+    }
+
+    /// Whether it is a function of the malloc family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_malloc(self) -> bool {
+        self.kind() >= kind::MALLOC
     }
 
     /// Register that holds the block.
@@ -247,6 +285,8 @@ pub mod record {
     pub const EXIT: u32 = 5;
     /// A [`ProcessRecord`](super::ProcessRecord): a followed process has a child.
     pub const FORK: u32 = 6;
+    /// A [`PoolRecord`](super::PoolRecord).
+    pub const POOL: u32 = 7;
 }
 
 /// How a walk ended; kept with the stack so that what is missing is named.
@@ -393,7 +433,24 @@ pub struct ProcessRecord {
     pub pushes: u64,
 }
 
+/// A pool was opened by a stack.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct PoolRecord {
+    /// [`record::POOL`].
+    pub record: u32,
+    /// Process slot.
+    pub process: u32,
+    /// The stack's account.
+    pub account: u32,
+    /// Zero.
+    pub spare: u32,
+    /// Address of its header.
+    pub pool: u64,
+}
+
 const _: () = {
+    assert!(size_of::<PoolRecord>() == 24);
     assert!(size_of::<Layout>().is_multiple_of(8));
     assert!(size_of::<StackRecord>() == 32 + 16 * PART_FRAMES);
     assert!(MAX_FRAMES.is_multiple_of(PART_FRAMES) && PART_FRAMES.is_power_of_two());

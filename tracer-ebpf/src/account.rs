@@ -11,7 +11,7 @@ use crate::bucket::Candidates;
 use crate::cell::Cell;
 use crate::free;
 use crate::live::{Entry, Inserted, Key, Live};
-use crate::tables::{Account, Globals, Settings, Tables, Thread, Totals};
+use crate::tables::{Account, Globals, Settings, Tables, Thread, Totals, Window};
 
 /// An account number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub struct Books<'a, T> {
     pub totals: &'a Totals,
     /// Its slot.
     pub slot: u32,
+    /// What counts now.
+    pub window: Window,
+    /// In a window a block stands for `1 << level`: others like it came where nothing was armed.
+    pub level: u32,
 }
 
 /// Adds, wrapping: live counters go down by adding the two's complement.
@@ -112,11 +116,14 @@ impl<T: Tables> Books<'_, T> {
     /// A block of `size` bytes at `address` now belongs to `account`. Whether the table has an entry more.
     #[inline(always)]
     pub fn allocated(&self, id: AccountId, thread: Option<&Thread>, address: u64, size: u64, of: u8) -> bool {
-        let Some(account) = self.tables.account(id.0) else { return false };
-        add(&account.allocated_count, 1);
-        add(&account.allocated_bytes, size);
+        let Some(account) = self.tables.account(id.0).filter(|_| !self.window.is_closed()) else {
+            return false;
+        };
+        let level = if self.window.is_any() { self.level } else { 0 };
+        add(&account.allocated_count, 1 << level);
+        add(&account.allocated_bytes, size << level);
         // In a window frees are not seen: nothing is known to live.
-        if self.settings.window().is_any() {
+        if self.window.is_any() {
             return false;
         }
         let Some(key) = Key::new(self.slot, address) else { return false };

@@ -3,6 +3,7 @@
 //! In the kernel they are array maps, on the host vectors. All cells are atomic because a uprobe program can run on every
 //! CPU at once and can be preempted by another run of itself (design: docs/decisions/0002-no-per-cpu-scratch.md).
 
+use crate::abi::{Cookie, POINTS};
 use crate::bucket::Buckets;
 use crate::cell::Cell;
 
@@ -29,6 +30,8 @@ pub struct Account {
     pub temporary_bytes: Cell,
     /// Its stack's key in the index; of an account that was given back, the number of the next such one.
     pub link: Cell,
+    /// Pools that it opened, where that is told.
+    pub pools: Cell,
 }
 
 impl Account {
@@ -48,6 +51,7 @@ impl Account {
             temporary_count,
             temporary_bytes,
             link,
+            pools,
         } = self;
         [
             owner,
@@ -62,6 +66,7 @@ impl Account {
             temporary_count,
             temporary_bytes,
             link,
+            pools,
         ]
     }
 }
@@ -137,6 +142,19 @@ impl Generations {
     #[inline(always)]
     pub fn end(&self, code: u64) {
         self.cell(code).add(1);
+    }
+}
+
+/// How often each point was hit, by its number.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Heat([Cell; POINTS as usize]);
+
+impl Heat {
+    /// One point's.
+    #[inline(always)]
+    pub fn of(&self, number: u32) -> &Cell {
+        &self.0[(number & (POINTS - 1)) as usize]
     }
 }
 
@@ -232,9 +250,27 @@ pub struct Settings {
     pub huge_jump: Cell,
     /// 0: everything that is armed counts, all the time. Else a [`Window`].
     pub window: Cell,
+    /// What counts outside of windows too: a sum of [`keeps`].
+    pub keeps: Cell,
+}
+
+/// See [`Settings::keeps`].
+pub mod keeps {
+    /// Openings of pools, and each is told.
+    pub const POOLS: u64 = 1;
+    /// The malloc family, with its frees.
+    pub const MALLOC: u64 = 2;
 }
 
 impl Settings {
+    /// Whether what a probe point sees counts outside of windows.
+    #[inline(always)]
+    #[must_use]
+    pub fn keeps(&self, cookie: Cookie) -> bool {
+        let keeps = self.keeps.load();
+        cookie.is_malloc() && keeps & keeps::MALLOC != 0 || cookie.opens_pool() && keeps & keeps::POOLS != 0
+    }
+
     /// What counts now.
     #[inline(always)]
     #[must_use]
@@ -243,7 +279,7 @@ impl Settings {
     }
 }
 
-/// A stretch of time in which what is allocated counts, and nothing else; outside of any, nothing does. Points are armed one after the other, and what
+/// A stretch of time in which what is allocated counts, and nothing else; outside of any, nothing does (but see [`Settings::keeps`]). Points are armed one after the other, and what
 /// is seen meanwhile is not the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window(pub u64);
@@ -263,6 +299,9 @@ impl Window {
     pub const fn open(number: u64) -> Self {
         Self(Self::closed(number).0 | Self::OPEN)
     }
+
+    /// There are no windows: everything counts.
+    pub const NONE: Self = Self(0);
 
     /// Whether there are windows at all.
     #[inline(always)]

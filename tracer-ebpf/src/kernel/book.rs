@@ -4,14 +4,16 @@
 //! is most of what the kernel's verifier follows, and one copy less is 0.1 s less before the target is armed. That program also
 //! goes on with stacks that are deeper than one run walks.
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
-use tracer_ebpf::abi::{domain, end};
-use tracer_ebpf::tables::Thread;
+use tracer_ebpf::abi::{PoolRecord, domain, end, record};
+use tracer_ebpf::account::{AccountId, add};
+use tracer_ebpf::tables::{Tables as _, Thread};
 use tracer_ebpf::threads::{RUNS, Searched, search};
 use tracer_ebpf::walk::{Start, innermost};
 
-use super::maps::{BOOK, FIND_THREAD, programs};
+use super::maps::{BOOK, FIND_THREAD, KernelTables, events, programs};
 use super::memory::UserMemory;
 use super::stack::Event;
 
@@ -41,8 +43,26 @@ pub fn book_later(context: &ProbeContext, event: &Event, block: u64, size: u64, 
 pub fn book_block(context: ProbeContext) -> u32 {
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
-    go_on(&context, &event, thread);
+    let Some(id) = walk_and_book(&context, &event, thread) else { return 0 };
+    if event.cookie.opens_pool() && event.settings.keeps(event.cookie) {
+        tell_opening(&event, thread.booked_block.load(), id);
+    }
+    event.define(&context, id, thread);
     0
+}
+
+/// Tells userspace whose a new pool is. It is not woken for it.
+#[inline(always)]
+fn tell_opening(event: &Event, block: u64, id: AccountId) {
+    if let Some(account) = KernelTables.account(id.0) {
+        add(&account.pools, 1);
+    }
+    let pool = block & !u64::from(event.layout.pool_mask);
+    let record =
+        PoolRecord { record: record::POOL, process: event.cookie.process(), account: id.0, spare: 0, pool };
+    if events().output::<PoolRecord>(record, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
+        add(&event.totals.ring_full, 1);
+    }
 }
 
 /// Writes down what is to be booked. A thread without cells, which is counted, has its blocks in the process's own account.
@@ -104,6 +124,14 @@ pub fn find_thread(context: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn go_on(context: &ProbeContext, event: &Event, thread: &Thread) {
+    if let Some(id) = walk_and_book(context, event, thread) {
+        event.define(context, id, thread);
+    }
+}
+
+/// The account that the block now belongs to.
+#[inline(always)]
+fn walk_and_book(context: &ProbeContext, event: &Event, thread: &Thread) -> Option<AccountId> {
     if event.walk_on(thread) {
         // SAFETY: nothing needs to be dropped; it comes back only past the kernel's limit, and the stack then ends here.
         unsafe { programs().tail_call(context, BOOK) };
@@ -114,5 +142,5 @@ fn go_on(context: &ProbeContext, event: &Event, thread: &Thread) {
     if let Some(books) = event.books() {
         books.allocated(id, Some(thread), block, size & !OF_MALLOC, domain);
     }
-    event.define(context, id, thread);
+    Some(id)
 }

@@ -41,7 +41,7 @@ pub fn malloc_enter(context: ProbeContext) -> u32 {
         argument::<2>(&context),
     );
     let stack_pointer = stack_pointer(&context);
-    let window = event.settings.window();
+    let window = event.window();
     if window.is_any() {
         look_into(thread, window);
     }
@@ -86,7 +86,7 @@ pub fn malloc_return(context: RetProbeContext) -> u32 {
     let context = ProbeContext::new(context.as_ptr());
     let Some(event) = Event::of(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
-    let window = event.settings.window();
+    let window = event.window();
     if window.is_any() {
         look_into(thread, window);
     }

@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use tracer_ebpf::abi::{Layout, PROCESSES, THREAD_BUCKETS};
 use tracer_ebpf::bucket::{self, Bucket, Buckets, Candidates, ENTRIES, Place};
+use tracer_ebpf::cell::Cell;
 use tracer_ebpf::growth::Regions;
-use tracer_ebpf::tables::{Account, Generations, Globals, Settings, Tables, Thread, Totals};
+use tracer_ebpf::tables::{Account, Generations, Globals, Heat, Settings, Tables, Thread, Totals};
 
 /// include/uapi/linux/bpf.h.
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -35,6 +36,9 @@ static LAYOUTS: Array<Layout> = Array::with_max_entries(PROCESSES, 0);
 static TOTALS: Array<Totals> = Array::with_max_entries(PROCESSES, 0);
 #[map]
 static GENERATIONS: Array<Generations> = Array::with_max_entries(1, 0);
+/// Hits of points, by number: which are worth their price in a window.
+#[map]
+static HEAT: Array<Heat> = Array::with_max_entries(1, 0);
 #[map]
 static THREAD_INDEX: Array<Bucket> = Array::with_max_entries(THREAD_BUCKETS, 0);
 #[map]
@@ -72,6 +76,12 @@ pub const RESIDENT_FIND: u32 = FIND_THREAD;
 pub const RESIDENT_HUGE: u32 = 5;
 /// Slot among those on faults of the program that takes pages away.
 pub const RESIDENT_RELEASE: u32 = 6;
+
+/// A point's hits.
+#[inline(always)]
+pub fn heat(number: u32) -> Option<&'static Cell> {
+    HEAT.get(0).map(|heat| heat.of(number))
+}
 
 /// Where records go.
 pub fn events() -> &'static RingBuf {

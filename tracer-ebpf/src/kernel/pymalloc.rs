@@ -8,7 +8,7 @@ use tracer_ebpf::account::{Freed, add};
 use tracer_ebpf::memory::Memory as _;
 
 use super::book::{book, book_later};
-use super::maps::{NOWHERE, programs};
+use super::maps::{NOWHERE, heat, programs};
 use super::memory::UserMemory;
 use super::registers::{register, result, stack_pointer};
 use super::stack::Event;
@@ -28,6 +28,11 @@ pub fn pop(context: ProbeContext) -> u32 {
     let is_indirect = event.cookie.kind() == kind::POP_INDIRECT;
     let block = if is_indirect { UserMemory.word_or_zero(operand) } else { operand };
     add(&event.totals.pops, 1);
+    if event.settings.window.load() | event.settings.keeps.load() != 0
+        && let Some(hits) = heat(event.cookie.number())
+    {
+        add(hits, 1);
+    }
     let size = size_of_pool(register(&context, event.cookie.pool()));
     book(&context, &event, block, size, domain::PYMALLOC);
     0
@@ -46,6 +51,19 @@ pub fn pool_return(context: RetProbeContext) -> u32 {
     add(&event.totals.pools, 1);
     add(&event.totals.pops, 1);
     let size = size_of_pool(block & !u64::from(event.layout.pool_mask));
+    book_later(&context, &event, block, size, domain::PYMALLOC);
+    0
+}
+
+/// The first block of a pool that was opened has left it, where that is no function's return.
+#[uprobe]
+#[inline(always)]
+pub fn pool_pop(context: ProbeContext) -> u32 {
+    let Some(event) = Event::of(&context) else { return 0 };
+    let block = operand(&context, &event);
+    add(&event.totals.pools, 1);
+    add(&event.totals.pops, 1);
+    let size = size_of_pool(register(&context, event.cookie.pool()));
     book_later(&context, &event, block, size, domain::PYMALLOC);
     0
 }

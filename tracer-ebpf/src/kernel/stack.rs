@@ -8,7 +8,7 @@ use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::abi::{Cookie, Layout, MAX_FRAMES, end};
 use tracer_ebpf::account::{AccountId, Books, add};
 use tracer_ebpf::hash::{mix, spread};
-use tracer_ebpf::tables::{Settings, Tables as _, Thread, Totals};
+use tracer_ebpf::tables::{Settings, Tables as _, Thread, Totals, Window};
 use tracer_ebpf::threads::is_still_own;
 use tracer_ebpf::walk::{
     Identity, Start, innermost, locked_thread_state, own_thread_state, thread_state, walk_part,
@@ -91,11 +91,18 @@ impl Event {
             return None;
         }
         let settings = settings()?;
-        if settings.window().is_closed() {
+        if settings.window().is_closed() && !settings.keeps(cookie) {
             return None;
         }
         let totals = totals(cookie.process())?;
         Some(Self { cookie, thread_id: ids as u32, layout, totals, settings })
+    }
+
+    /// The window that this event is in, or is not in.
+    #[inline(always)]
+    pub fn window(&self) -> Window {
+        let is_kept = self.cookie.is_malloc() && self.settings.keeps(self.cookie);
+        if is_kept { Window::NONE } else { self.settings.window() }
     }
 
     /// The process's books.
@@ -108,6 +115,8 @@ impl Event {
             globals: globals()?,
             totals: self.totals,
             slot,
+            window: self.window(),
+            level: self.cookie.level(),
         })
     }
 

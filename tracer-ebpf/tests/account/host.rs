@@ -112,7 +112,15 @@ impl Host {
 
     pub fn books(&self, slot: u32) -> Books<'_, Self> {
         let totals = self.totals(slot);
-        Books { tables: self, settings: &self.settings, globals: &self.globals, totals, slot }
+        Books {
+            tables: self,
+            settings: &self.settings,
+            globals: &self.globals,
+            totals,
+            slot,
+            window: self.settings.window(),
+            level: 0,
+        }
     }
 
     pub fn totals(&self, slot: u32) -> &Totals {

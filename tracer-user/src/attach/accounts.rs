@@ -1,4 +1,4 @@
-//! What accounts have allocated, read from the kernel half's table while its programs change it.
+//! What accounts have allocated and what of it lives, read from the kernel half's table while its programs change it.
 //!
 //! It must not know what is made of it.
 
@@ -19,10 +19,16 @@ pub struct Allocated {
     pub count: u64,
     /// Bytes.
     pub bytes: u64,
+    /// Pools that it opened, where that is told.
+    pub pools: u64,
+    /// Blocks of them that live, where frees are seen.
+    pub live_count: u64,
+    /// Bytes of those.
+    pub live_bytes: u64,
 }
 
 impl Kernel {
-    /// Shows what each of these accounts has allocated so far. The range must begin with a page of the table.
+    /// Shows what each of these accounts has so far. The range must begin with a page of the table.
     pub fn read_allocated(
         &self,
         range: Range<u32>,
@@ -34,7 +40,9 @@ impl Kernel {
         for number in range {
             let Some(account) = table.get(number as usize) else { continue };
             let (count, bytes) = (account.allocated_count.load(), account.allocated_bytes.load());
-            show(number, Allocated { owner: account.owner.load(), count, bytes });
+            let (live_count, live_bytes) = (account.live_count.load(), account.live_bytes.load());
+            let (owner, pools) = (account.owner.load(), account.pools.load());
+            show(number, Allocated { owner, count, bytes, pools, live_count, live_bytes });
         }
         Ok(())
     }

@@ -22,6 +22,24 @@ pub(super) enum Links {
     Perf { _links: Vec<UProbeLink> },
 }
 
+/// Points that are being disarmed; dropping it waits until they are.
+#[derive(Debug)]
+pub struct Disarming(Option<thread::JoinHandle<()>>);
+
+impl Drop for Disarming {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // It only drops links.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Disarms all of them, which takes a grace period of the kernel, and does not wait for it.
+pub fn begin_to_disarm(armed: Vec<Armed>) -> Disarming {
+    Disarming(Some(thread::spawn(move || disarm(armed))))
+}
+
 /// Disarms all of them, and returns when the targets are as they were.
 pub fn disarm(armed: impl IntoIterator<Item = Armed>) {
     let mut waiting: Vec<Armed> = armed.into_iter().collect();

@@ -17,7 +17,7 @@ use super::{AttachError, Kernel};
 /// Buckets of one step: 1 MiB of a table, which takes 1 ms to look at, and 5 ms if all of it is taken out.
 const BUCKETS_AT_ONCE: usize = 1 << 13;
 /// Accounts of one step, which take 1 ms to look at and 5 ms to give back. They fill whole pages, also those of 64 KiB.
-const ACCOUNTS_AT_ONCE: usize = 1 << 12;
+const ACCOUNTS_AT_ONCE: usize = 1 << 13;
 
 /// An account as words.
 pub type AccountWords = [u64; size_of::<Account>() / 8];

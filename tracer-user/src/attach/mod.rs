@@ -28,7 +28,7 @@ mod target;
 mod trial;
 
 pub use accounts::Allocated;
-pub use armed::{Armed, disarm};
+pub use armed::{Armed, Disarming, begin_to_disarm, disarm};
 pub use ended::{AccountWords, SlotSet, close_accounts, forget_codes, take_blocks};
 pub use kernel::{Kernel, ProbePoint, TableSizes};
 pub use layout::kernel_layout;
@@ -40,7 +40,7 @@ pub use readiness::Readiness;
 pub use ring::RingPositions;
 pub use settings::Globals;
 pub use statistics::RunStatistics;
-pub use target::{FilePlan, Slot, Watch, arm};
+pub use target::{FilePlan, Pops, Slot, Watch, arm};
 pub use trial::trial;
 
 use std::io;

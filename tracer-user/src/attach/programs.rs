@@ -12,6 +12,7 @@ pub enum Program {
     PagePop,
     Push,
     PoolReturn,
+    PoolPop,
     MallocEnter,
     MallocReturn,
     Hold,
@@ -21,10 +22,11 @@ pub enum Program {
 
 impl Program {
     /// All but [`Self::PagePop`], which few need.
-    pub(super) const ALWAYS: [Self; 8] = [
+    pub(super) const ALWAYS: [Self; 9] = [
         Self::Pop,
         Self::Push,
         Self::PoolReturn,
+        Self::PoolPop,
         Self::MallocEnter,
         Self::MallocReturn,
         Self::Hold,
@@ -43,6 +45,7 @@ impl Program {
             Self::PagePop => "page_pop",
             Self::Push => "push",
             Self::PoolReturn => "pool_return",
+            Self::PoolPop => "pool_pop",
             Self::MallocEnter => "malloc_enter",
             Self::MallocReturn => "malloc_return",
             Self::Hold => "hold",

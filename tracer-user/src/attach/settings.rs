@@ -20,6 +20,8 @@ const ANONYMOUS_PAGES: usize = 22;
 const HUGE_JUMP: usize = 23;
 /// Index of `window` in it.
 const WINDOW: usize = 24;
+/// Index of `keeps` in it.
+const KEEPS: usize = 25;
 /// `tracer_ebpf::tables::Globals` as words.
 pub type Globals = [u64; size_of::<tracer_ebpf::tables::Globals>() / 8];
 
@@ -100,6 +102,11 @@ impl Kernel {
     /// Of everything that is armed only allocations count, and those only in windows.
     pub fn set_window(&mut self, window: tracer_ebpf::tables::Window) -> Result<(), AttachError> {
         self.set(WINDOW, window.0)
+    }
+
+    /// What counts outside of windows too: a sum of `tracer_ebpf::tables::keeps`.
+    pub fn keep_outside_of_windows(&mut self, keeps: u64) -> Result<(), AttachError> {
+        self.set(KEEPS, keeps)
     }
 
     fn set(&mut self, setting: usize, value: u64) -> Result<(), AttachError> {

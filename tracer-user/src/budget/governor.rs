@@ -47,6 +47,8 @@ pub struct Budget {
     pub shortest: Duration,
     /// Longest window.
     pub longest: Duration,
+    /// Longest period in which a window lies: a target that wakes up is looked at within this time.
+    pub longest_period: Duration,
     /// Free-only tail of a window; zero for none.
     pub tail: Duration,
     /// Begins armed, and this much cost is lent to what comes first; zero begins with windows.
@@ -68,6 +70,7 @@ impl Budget {
             processors,
             shortest: Duration::from_millis(20),
             longest: Duration::from_millis(100),
+            longest_period: Duration::from_secs(5),
             tail: Duration::from_millis(50),
             opening: Duration::ZERO,
             margin: 1.15,
@@ -76,12 +79,12 @@ impl Budget {
         }
     }
 
-    /// For a command that we started: armed from its first allocation on, long windows if that does not last.
+    /// For a command that we started: armed from its first allocation on, then windows as often as can be, for it may end soon.
     #[must_use]
     pub fn command(percent: f64, processors: u32, seed: u64) -> Self {
         Self {
-            shortest: Duration::from_millis(200),
             longest: Duration::from_millis(500),
+            longest_period: Duration::from_millis(500),
             opening: Duration::from_millis(500),
             ..Self::attached(percent, processors, seed)
         }
@@ -457,7 +460,7 @@ impl Governor {
     /// A new period, with a window at a random place in it. The period before used `own` seconds of CPU time.
     fn draw(&mut self, seen: &Seen<'_>, own: f64) -> Result<Period, Stopped> {
         let earned = self.ledger.earned();
-        let slow = earned / SPAN_SECONDS;
+        let slow = earned / self.ledger.covered();
         let outlook = Outlook {
             earned,
             earning: slow.min(self.load * self.budget.share),
@@ -471,6 +474,7 @@ impl Governor {
             shortest: self.budget.shortest.as_secs_f64(),
             longest: self.longest,
             tail: self.budget.tail.as_secs_f64(),
+            longest_period: self.budget.longest_period.as_secs_f64(),
         };
         match window::plan(&outlook) {
             Ok(shape) => {

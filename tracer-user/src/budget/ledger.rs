@@ -85,6 +85,12 @@ impl Ledger {
         self.slots.iter().skip(oldest).map(|slot| slot.earned).sum()
     }
 
+    /// Seconds in which that was earned: at the beginning fewer than the span.
+    #[must_use]
+    pub fn covered(&self) -> f64 {
+        (self.slots.len() as f64 * SLOT_SECONDS).min(SPAN_SECONDS)
+    }
+
     /// The budget as a share.
     #[must_use]
     pub fn share(&self) -> f64 {

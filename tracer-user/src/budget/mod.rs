@@ -15,5 +15,6 @@ pub mod ledger;
 pub mod pace;
 pub mod points;
 pub mod progress;
+pub mod strata;
 pub mod survivors;
 pub mod window;

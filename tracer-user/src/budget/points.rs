@@ -4,8 +4,8 @@
 //! weights as powers of two. Points that see more are drawn more often: where all chances fit the loads, no event weighs more
 //! than another for nothing. It must not know what a point is.
 
-/// Smallest chance is one in `2^MAX_LEVEL`: rarer points would bring bursts of weight and little else.
-pub const MAX_LEVEL: u32 = 4;
+/// Smallest chance is one in `2^MAX_LEVEL`. With one in 16, a point that start-up had not used and the program then used most made estimates of twice the truth, and of half of it.
+pub const MAX_LEVEL: u32 = 2;
 
 /// A point that a window arms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         assert!((0..50).all(|_| {
             let chosen = choose(&heat, 20, &mut random);
-            chosen.contains(&Chosen { point: 3, level: 0 }) && chosen.len() <= 20
+            chosen.contains(&Chosen { point: 3, level: 0 }) && chosen.len() <= 32
         }));
     }
 
@@ -104,6 +104,6 @@ mod tests {
         assert_eq!(all.len(), 5);
         assert!(all.iter().all(|chosen| chosen.level == 0));
         assert!(choose(&[], 5, &mut random).is_empty());
-        assert!(choose(&[1.0; 64], 0, &mut random).len() <= 4);
+        assert!(choose(&[1.0; 64], 0, &mut random).len() <= 16);
     }
 }

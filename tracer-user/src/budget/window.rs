@@ -14,16 +14,14 @@ const TAIL_SHARE: f64 = 0.5;
 /// Frees among traps: what traps for in a tail.
 const FREES: f64 = 0.5;
 /// Fewest of the optional points that are armed before whole processes are left out.
-const FEWEST_POINTS: f64 = 1.0 / 8.0;
+const FEWEST_POINTS: f64 = 1.0 / 4.0;
 /// Share of what is earned that windows are planned to cost: the rest is for windows that cost more than planned.
 const PLANNED: f64 = 0.92;
 /// Period in seconds above which fewer points are armed: 40 windows a minute say more of the stacks of hot points than 17, and
 /// cold points have little to say.
 const WANTED_PERIOD: f64 = 1.5;
 /// Halvings of the optional points until then.
-const HALVINGS: u32 = 3;
-/// Longest period in seconds: a target that wakes up is looked at within this time.
-pub const LONGEST_PERIOD: f64 = 5.0;
+const HALVINGS: u32 = 2;
 
 /// What is known when a window is planned; seconds.
 #[derive(Debug, Clone)]
@@ -50,6 +48,8 @@ pub struct Outlook<'a> {
     pub longest: f64,
     /// Tail.
     pub tail: f64,
+    /// Longest period.
+    pub longest_period: f64,
 }
 
 /// A window to come; seconds.
@@ -125,7 +125,7 @@ fn fit(outlook: &Outlook<'_>, (largest, share): (f64, f64), at_most: u32) -> Res
     let traps = (length * rate).min(room - tail_cost) + tail_cost;
     let cost = arming + traps + outlook.overshoot;
     let period = cost / (outlook.earning * PLANNED).max(1e-9);
-    let period = period.min(LONGEST_PERIOD).max((length + tail) * 1.25);
+    let period = period.min(outlook.longest_period).max((length + tail) * 1.25);
     Ok(Shape { length, tail, optional, processes, arming: arming + outlook.overshoot, traps, most, period })
 }
 
@@ -160,6 +160,7 @@ mod tests {
             shortest: 0.005,
             longest: 0.05,
             tail: 0.05,
+            longest_period: 5.0,
         }
     }
 
@@ -183,7 +184,7 @@ mod tests {
         let many = Outlook { processes: 100, earned: 0.2, ..outlook(&cycle) };
         let shape = plan(&many).unwrap();
         assert!((2..20).contains(&shape.processes), "{shape:?}");
-        assert_eq!(shape.optional, 21);
+        assert_eq!(shape.optional, 42);
         let refused = plan(&Outlook { earned: 1e-3, ..outlook(&cycle) }).unwrap_err();
         assert!(refused.needed > refused.allowed);
     }

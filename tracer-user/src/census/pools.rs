@@ -74,6 +74,28 @@ pub fn blocks_in_use(
     layout: &InterpreterLayout,
     variables: &ArenaVariables,
 ) -> Result<PoolCensus, Reason> {
+    each_pool(memory, mappings, layout, variables, |_| {})
+}
+
+/// A pool that holds blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UsedPool {
+    /// Address of its header.
+    pub address: u64,
+    /// Blocks in use.
+    pub blocks: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// The same, and shows every pool on the way.
+pub fn each_pool(
+    memory: &impl ReadMemory,
+    mappings: &[Mapping],
+    layout: &InterpreterLayout,
+    variables: &ArenaVariables,
+    mut show: impl FnMut(UsedPool),
+) -> Result<PoolCensus, Reason> {
     let pools = layout.pools;
     let mut census = PoolCensus::default();
     // Arenas do not overlap, so a table that lists far more than is mapped lies; reading stops there. Some more may have
@@ -94,6 +116,9 @@ pub fn blocks_in_use(
                 Header { count: 0, .. } => census.empty_pools += 1,
                 _ if header.arena_index == arena.index && header.is_in_use(pool, pools) => {
                     census.count(header);
+                    let blocks = u64::from(header.count);
+                    let bytes = blocks * 16 * (u64::from(header.size_class) + 1);
+                    show(UsedPool { address: pool, blocks, bytes });
                 }
                 _ => census.invalid_pools += 1,
             }

@@ -49,9 +49,9 @@ pub struct Arguments {
     /// [default: alloctrace-NAME-TIME.pb.gz]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// How to watch
-    #[arg(long, value_name = "MODE", default_value = "exact")]
-    mode: Mode,
+    /// How to watch [default: budget for a COMMAND, exact for processes that run]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
     /// What budget mode may cost, in percent of the CPU time that the processes use for themselves [default: 1; 100 for a COMMAND]
     #[arg(long, value_name = "PERCENT", value_parser = values::percent)]
     budget: Option<f64>,
@@ -78,7 +78,7 @@ pub struct Arguments {
     /// Room for this many live blocks, at 18 bytes each of the kernel's memory; past half of it blocks are sampled [default: 2064384]
     #[arg(long, value_name = "N")]
     live_blocks: Option<u32>,
-    /// Room for this many stacks, at 128 bytes each of the kernel's memory; imports of a large program take 50,000 for each process [default: 130048]
+    /// Room for this many stacks, at 136 bytes each of the kernel's memory; imports of a large program take 50,000 for each process [default: 130048]
     #[arg(long, value_name = "N")]
     stacks: Option<u32>,
     /// Start programs that do nothing: the floor that benches compare with
@@ -92,7 +92,7 @@ enum Mode {
     Exact,
     /// Page faults and no allocator: whose stacks make resident memory grow
     Growth,
-    /// What is allocated, estimated from short windows that cost no more than --budget
+    /// Everything while that fits --budget, then estimates from short windows
     Budget,
 }
 
@@ -101,11 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let path = arguments.output.clone().unwrap_or_else(|| default_path(arguments));
     let format = Format::of(&path)?;
     output::check_writable(&path)?;
-    if arguments.mode == Mode::Budget && arguments.what.is_of_blocks_kept() {
-        bail!(
-            "budget mode sees what is allocated and not what becomes of it: use `--metric allocated`, or `--mode exact`"
-        );
-    }
+    let mode = mode(arguments)?;
     let request = Request {
         subject: subject(arguments),
         duration: arguments.duration,
@@ -114,9 +110,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         follow: !arguments.no_follow,
         any_kernel: arguments.any_kernel,
         bare: arguments.bench_empty,
-        mode: mode(arguments),
+        mode,
+        is_usual_mode: arguments.mode.is_none() && arguments.budget.is_none(),
     };
-    let mut console = Console::new(arguments, path, format);
+    let mut console = Console::new(arguments, mode, path, format);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start")?;
     let recorded = runtime.block_on(session::record(&request, &mut console))?;
@@ -156,13 +153,33 @@ fn log_to_standard_error(verbose: u8) {
     let _ = logger.try_init();
 }
 
-fn mode(arguments: &Arguments) -> session::Mode {
-    let usual = if arguments.command.is_empty() { 1.0 } else { 100.0 };
-    match arguments.mode {
+fn mode(arguments: &Arguments) -> anyhow::Result<session::Mode> {
+    let is_command = !arguments.command.is_empty();
+    // What needs every event, and kernels that have no windows.
+    let needs_all = arguments.bench_empty || arguments.perf_events || arguments.what.is_temporary();
+    let default = match arguments.budget {
+        Some(_) => Mode::Budget,
+        None if is_command && !needs_all => Mode::Budget,
+        None => Mode::Exact,
+    };
+    let mode = arguments.mode.unwrap_or(default);
+    if mode != Mode::Budget && arguments.budget.is_some() {
+        bail!("--budget is for `--mode budget`: leave one of them out");
+    }
+    if mode == Mode::Budget && arguments.what.is_temporary() {
+        bail!("budget mode does not see which blocks are temporary: use another metric, or `--mode exact`");
+    }
+    if mode == Mode::Budget && !is_command && arguments.what.is_of_blocks_kept() {
+        bail!(
+            "budget mode sees what processes that run allocate, and not what becomes of it: use `--metric allocated`, or `--mode exact`"
+        );
+    }
+    let usual = if is_command { 100.0 } else { 1.0 };
+    Ok(match mode {
         Mode::Exact => session::Mode::Exact,
         Mode::Growth => session::Mode::Growth,
         Mode::Budget => session::Mode::Budget { percent: arguments.budget.unwrap_or(usual) },
-    }
+    })
 }
 
 fn subject(arguments: &Arguments) -> Subject {
@@ -228,9 +245,9 @@ struct Console {
 }
 
 impl Console {
-    fn new(arguments: &Arguments, path: PathBuf, format: Format) -> Self {
+    fn new(arguments: &Arguments, mode: session::Mode, path: PathBuf, format: Format) -> Self {
         let terminal = io::stderr().is_terminal() && !arguments.quiet;
-        let shows_live = arguments.mode != Mode::Budget;
+        let shows_live = !matches!(mode, session::Mode::Budget { .. });
         Self {
             path,
             format,

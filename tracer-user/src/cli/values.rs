@@ -41,6 +41,11 @@ impl What {
         self.metric.is_some_and(|metric| metric != Metric::Allocated)
     }
 
+    /// Whether it is the metric for which every free must be seen.
+    pub fn is_temporary(self) -> bool {
+        self.metric == Some(Metric::Temporary)
+    }
+
     /// With the profile's own default where no metric was asked for.
     ///
     /// # Errors
@@ -49,7 +54,7 @@ impl What {
         let metric = self.metric.unwrap_or_else(|| profile.default_metric());
         if !profile.knows(metric) {
             bail!(
-                "recorded in budget mode, which sees what is allocated and not what becomes of it: use `--metric allocated` instead of `{metric}`, or record with `--mode exact`"
+                "recorded in budget mode, which does not know `{metric}` here: use `--metric allocated`, or record with `--mode exact`"
             );
         }
         Ok(Options { metric, unit: self.unit })

@@ -141,8 +141,10 @@ pub fn account_row(account: u32, words: AccountWords, peak_at: impl Fn(u32) -> u
         temporary_count,
         temporary_bytes,
         _link,
+        pools,
     ] = words;
-    if owner == 0 || allocated_count == 0 {
+    // One that opened a pool while no window was open has blocks that were not counted.
+    if owner == 0 || allocated_count == 0 && pools == 0 {
         return None;
     }
     let process = (owner >> 40) as u32 & (PROCESSES - 1);
@@ -174,7 +176,7 @@ mod tests {
     #[test]
     fn a_change_after_the_peak_shows_what_was_kept() {
         let owner = tracer_ebpf::account::owner(7, 1, 3);
-        let words = [owner, 1, 9, 900, 2, 200, 5, 500, 40, 1, 100, 0];
+        let words = [owner, 1, 9, 900, 2, 200, 5, 500, 40, 1, 100, 0, 0];
         let after = account_row(2000, words, |_| 30).unwrap();
         assert_eq!((after.process, after.thread, after.domain), (3, 7, Domain::Malloc));
         assert_eq!(after.values.peak, Amount { bytes: 500, count: 5 });

@@ -20,13 +20,15 @@ pub struct Taken {
     pub bytes: u64,
     /// Blocks.
     pub count: u64,
+    /// Pools that it opened.
+    pub pools: u64,
 }
 
 /// Remembers what there was.
 #[derive(Debug, Default)]
 pub struct FlowReader {
-    /// Blocks and bytes, by account.
-    before: Vec<(u64, u64)>,
+    /// Blocks, bytes and pools, by account.
+    before: Vec<(u64, u64, u64)>,
 }
 
 impl FlowReader {
@@ -34,7 +36,7 @@ impl FlowReader {
     pub fn take(&mut self, kernel: &Kernel) -> Result<Vec<Taken>, AttachError> {
         let [_, used, ..]: Globals = kernel.words("GLOBALS", 0)?;
         let used = u32::try_from(used).unwrap_or(u32::MAX).min(kernel.sizes().accounts).max(PROCESSES);
-        self.before.resize(used as usize, (0, 0));
+        self.before.resize(used as usize, (0, 0, 0));
         let mut taken = Vec::new();
         for start in (0..used).step_by(STRETCH as usize) {
             let range = start..used.min(start.saturating_add(STRETCH));
@@ -43,13 +45,28 @@ impl FlowReader {
         Ok(taken)
     }
 
+    /// An account was given back, and begins anew.
+    pub fn forget(&mut self, account: u32) {
+        if let Some(before) = self.before.get_mut(account as usize) {
+            *before = (0, 0, 0);
+        }
+    }
+
     fn compare(&mut self, account: u32, now: Allocated) -> Option<Taken> {
         let before = self.before.get_mut(account as usize)?;
         let (count, bytes) = (now.count.wrapping_sub(before.0), now.bytes.wrapping_sub(before.1));
-        *before = (now.count, now.bytes);
+        let pools = now.pools.wrapping_sub(before.2);
+        *before = (now.count, now.bytes, now.pools);
         let process = (now.owner >> 40) as u16 & (PROCESSES - 1) as u16;
         let is_malloc = now.owner >> 32 & 3 == u64::from(domain::MALLOC);
-        (count > 0 && now.owner != 0).then_some(Taken { account, process, is_malloc, bytes, count })
+        (count + pools > 0 && now.owner != 0).then_some(Taken {
+            account,
+            process,
+            is_malloc,
+            bytes,
+            count,
+            pools,
+        })
     }
 }
 
@@ -59,10 +76,13 @@ mod tests {
 
     #[test]
     fn only_what_has_come_since_is_taken() {
-        let mut reader = FlowReader { before: vec![(0, 0); 3] };
+        let mut reader = FlowReader { before: vec![(0, 0, 0); 3] };
         let owner = tracer_ebpf::account::owner(7, domain::MALLOC, 5);
-        let mut look = |account, count, bytes| reader.compare(account, Allocated { owner, count, bytes });
-        let taken = |bytes, count| Some(Taken { account: 2, process: 5, is_malloc: true, bytes, count });
+        let mut look = |account, count, bytes| {
+            reader.compare(account, Allocated { owner, count, bytes, ..Allocated::default() })
+        };
+        let taken =
+            |bytes, count| Some(Taken { account: 2, process: 5, is_malloc: true, bytes, count, pools: 0 });
         assert_eq!(look(2, 3, 300), taken(300, 3));
         assert_eq!(look(2, 3, 300), None);
         assert_eq!(look(2, 4, 420), taken(120, 1));

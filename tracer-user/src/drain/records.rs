@@ -1,7 +1,7 @@
 //! Decodes the records of the ring buffer. Pure; the bytes come from the kernel half, but their content from the target.
 
 use tracer_ebpf::abi::{
-    CodeRecord, LINE_TABLE_BYTES, LineTableRecord, PART_FRAMES, ProcessRecord, RawFrame, RawText,
+    CodeRecord, LINE_TABLE_BYTES, LineTableRecord, PART_FRAMES, PoolRecord, ProcessRecord, RawFrame, RawText,
     StackRecord, record,
 };
 use zerocopy::FromBytes as _;
@@ -52,6 +52,8 @@ pub enum Event {
         /// The piece.
         bytes: Vec<u8>,
     },
+    /// A pool was opened.
+    Pool(PoolOpening),
     /// Something has happened to a whole process.
     Process(ProcessEvent),
     /// Something that this version does not know, or a record that is too short.
@@ -59,6 +61,17 @@ pub enum Event {
         /// The first word.
         record: u32,
     },
+}
+
+/// A pool and the stack that opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolOpening {
+    /// Process slot.
+    pub process: u32,
+    /// The stack's account.
+    pub account: u32,
+    /// Address of the pool's header.
+    pub pool: u64,
 }
 
 /// What happens to whole processes. Times are nanoseconds of the monotonic clock.
@@ -102,9 +115,15 @@ pub fn decode(bytes: &[u8]) -> Event {
         record::CODE => code(bytes),
         record::LINE_TABLE => line_table(bytes),
         record::EXEC | record::EXIT | record::FORK => process(bytes),
+        record::POOL => pool(bytes),
         _ => None,
     };
     decoded.unwrap_or(Event::Unknown { record: number })
+}
+
+fn pool(bytes: &[u8]) -> Option<Event> {
+    let (PoolRecord { process, account, pool, .. }, _) = PoolRecord::read_from_prefix(bytes).ok()?;
+    Some(Event::Pool(PoolOpening { process, account, pool }))
 }
 
 fn process(bytes: &[u8]) -> Option<Event> {

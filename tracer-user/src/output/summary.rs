@@ -4,8 +4,8 @@
 
 use super::text;
 use crate::profile::{
-    Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Residence, Unit,
-    WindowSummary,
+    Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Recording,
+    Residence, Unit, WindowSummary,
 };
 
 /// `peak 121.30 MiB in 10,050 blocks`.
@@ -43,7 +43,7 @@ pub fn lines(profile: &Profile) -> Vec<String> {
         totals.collect::<Vec<_>>().join("; "),
         format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
     ];
-    lines.extend(recording.windows.iter().flat_map(windows));
+    lines.extend(recording.windows.iter().flat_map(|seen| windows(recording, seen)));
     lines.extend(profile.processes.iter().filter_map(residence));
     lines.extend(unseen(profile).map(|(process, what)| format!("{process}: {what}")));
     lines
@@ -58,12 +58,25 @@ fn error_of_windows(windows: &WindowSummary) -> String {
 }
 
 /// Budget mode: what the estimates stand on.
-fn windows(windows: &WindowSummary) -> Vec<String> {
-    if windows.opened == 0 {
-        return windows.stopped.iter().map(|why| stopped(why)).collect();
+fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
+    let seen = recording.seen_fraction;
+    let mut lines = vec![match (windows.opened, windows.full) {
+        (0, _) if seen > 0.0 => format!(
+            "{:.0} % of the work was seen in full and no window was opened in the rest: what was allocated then is missing; raise --budget",
+            seen * 100.0
+        ),
+        (0, _) => "no window was opened, so nothing is known: the processes did too little to pay for one; record for longer, or raise --budget".to_owned(),
+        (opened, 0) => format!(
+            "estimated from {} windows, none of which watched pymalloc: its blocks are missing; record for longer, or raise --budget",
+            text::count(opened)
+        ),
+        (opened, _) => format!("estimated from {} windows", text::count(opened)),
+    }];
+    if windows.knows_live {
+        lines.push("live and peak: pymalloc's blocks count for the stack that opened their pool".to_owned());
     }
-    let mut lines = vec![format!("estimated from {} windows", text::count(windows.opened))];
-    if windows.slowdown.is_none() {
+    lines.extend(windows.live_unknown.iter().map(|why| text::visible(why).into_owned()));
+    if windows.full > 0 && !windows.knows_live && windows.slowdown.is_none() {
         lines.push(
             "pymalloc's blocks: how far windows slowed the program is not known, nor how much they saw of it; they may be far off".to_owned(),
         );
@@ -71,7 +84,7 @@ fn windows(windows: &WindowSummary) -> Vec<String> {
     // Twice as long is the most that a trap's cost, known to a tenth, corrects to a tenth.
     if let Some(slowdown) = windows.slowdown.filter(|slowdown| *slowdown > 2.0) {
         lines.push(format!(
-            "pymalloc's blocks: windows slowed the program {slowdown:.0} times, and saw what that left; stacks of tight loops may have far too little. Malloc's blocks: not affected"
+            "pymalloc's blocks: windows slowed the program {slowdown:.0} times, and saw what that left; stacks of tight loops may have far too little"
         ));
     }
     lines.extend(windows.stopped.iter().map(|why| stopped(why)));

@@ -187,6 +187,12 @@ pub struct Cost {
 pub struct WindowSummary {
     /// How many were opened.
     pub opened: u64,
+    /// Those of them that watched pymalloc's blocks; the others watched malloc's.
+    pub full: u64,
+    /// Whether it is known what lives, and lived at the peak: by the stacks that opened pools, and all of malloc's blocks.
+    pub knows_live: bool,
+    /// Why not, where it was meant to be.
+    pub live_unknown: Option<String>,
     /// Half the width of the 95 % interval of all allocated bytes; `null`: too few windows to know.
     pub allocated_bytes_error: Option<u64>,
     /// How many times as long as by itself a process took in windows that watch all blocks, at the most; `null`: not known.
@@ -250,7 +256,11 @@ impl Profile {
 
     /// Whether anything is known of a metric: windows see what is allocated, and nothing of what becomes of it.
     pub fn knows(&self, metric: Metric) -> bool {
-        self.recording.windows.is_none() || metric == Metric::Allocated
+        self.recording.windows.as_ref().is_none_or(|windows| match metric {
+            Metric::Allocated => true,
+            Metric::Live | Metric::Peak => windows.knows_live,
+            Metric::Temporary => false,
+        })
     }
 
     /// Whether nothing was recorded: no sample holds a byte or a block in any metric.

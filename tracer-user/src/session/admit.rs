@@ -11,7 +11,8 @@ use super::follow::Step;
 use super::processes::Origin;
 use super::run::{Observer, Session};
 use super::target::Traced;
-use crate::attach::AttachError;
+use super::windows::Windows;
+use crate::attach::{AttachError, Slot};
 use crate::discover::{DiscoverError, Target};
 
 impl Session<'_> {
@@ -56,8 +57,11 @@ impl Session<'_> {
             Origin::Fork { parent, .. } => self.processes.get(parent).map(|parent| &parent.traced),
             _ => None,
         };
-        let armed = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request);
-        let added = armed.and_then(|traced| {
+        let watch = self.windows.as_ref().map_or_else(|| self.request.watch(), Windows::base);
+        let armed = Traced::arm(&mut self.kernel, target, slot, parent, &mut self.plans, self.request, watch);
+        let is_whole = self.windows.as_ref().is_some_and(Windows::is_whole);
+        let added = armed.and_then(|mut traced| {
+            traced.is_windowed &= !is_whole;
             tracing::debug!("armed process {pid}, {origin:?}");
             self.processes.add(&self.kernel, &mut self.recorder, traced, origin, is_root)
         });
@@ -69,6 +73,9 @@ impl Session<'_> {
         self.follower.settled(pid);
         self.keep_its_turn();
         // A command is held until this is done, and may be watched as a whole.
+        if let Some(windows) = &mut self.windows {
+            windows.came(&self.kernel, Slot { pid, number: slot })?;
+        }
         self.step_windows(observer)?;
         // What it uses now is known before anybody is told that it is recorded.
         self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))

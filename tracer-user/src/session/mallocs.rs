@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::SessionError;
 use super::target::{KnownPlans, PROC};
-use crate::attach::{Armed, AttachError, FilePlan, Kernel, Slot, Watch, arm};
+use crate::attach::{Armed, AttachError, FilePlan, Kernel, Pops, Slot, Watch, arm};
 use crate::discover::{DiscoverError, MallocFile, MallocSearch, Target};
 use crate::plan::Plan;
 
@@ -165,6 +165,11 @@ impl Mallocs {
         std::mem::take(&mut self.armed)
     }
 
+    /// What is found from now on windows arm.
+    pub fn leave_to_windows(&mut self) {
+        self.watch = None;
+    }
+
     /// What the user should know, a line each; once.
     pub fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
@@ -182,7 +187,7 @@ impl Mallocs {
 }
 
 fn plans(files: &[(MallocFile, Rc<Plan>)]) -> Vec<FilePlan<'_>> {
-    files.iter().map(|(file, plan)| FilePlan { path: &file.path, plan }).collect()
+    files.iter().map(|(file, plan)| FilePlan { path: &file.path, plan, pops: Pops::default() }).collect()
 }
 
 fn unreadable(slot: Slot, source: std::io::Error) -> SessionError {

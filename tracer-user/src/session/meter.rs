@@ -1,8 +1,8 @@
 //! What processes use, and what our probes take of it.
 //!
-//! The CPU time of a process is exact to the nanosecond whenever it is asked for, also while its threads run (kernel/time/posix-cpu-timers.c,
-//! `thread_group_sample_cputime`); user time is not: it is sampled by ticks. So the target's own work is the CPU time less what traps took, and
-//! what a trap takes is the kernel's own clock around the program, with the trap itself beside it. It must not know windows.
+//! The CPU time of a process that runs is as old as the last tick of its processor (kernel/sched/cputime.c, `thread_group_cputime`): right over a second,
+//! and wrong by 40 % over a window of 5 ms; user time is sampled by ticks besides. The target's own work is the CPU time less what traps took, and what
+//! a trap takes is the kernel's own clock around the program, with the trap itself beside it. It must not know windows.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -27,6 +27,8 @@ pub struct Meter {
     pops: u64,
     mallocs: u64,
     pools: u64,
+    /// Pushes and calls of `free`.
+    ends: u64,
 }
 
 /// What a process did in a stretch.
@@ -44,19 +46,28 @@ pub struct Did {
     pub pools: u64,
 }
 
+impl Did {
+    /// Events that are rare beside the others: they are watched all the time where that fits.
+    pub const fn rare(&self, with_malloc: bool) -> u64 {
+        if with_malloc { self.mallocs + self.pools } else { self.pools }
+    }
+}
+
 impl Meter {
     /// Now.
     pub fn read(kernel: &Kernel, slot: Slot) -> Result<Self, SessionError> {
-        let totals = read_totals(kernel, slot.number)?;
-        let Totals { pops, mallocs, pools, .. } = totals;
         let (cpu, user) = (cpu_time(slot.pid, Clock::Running), cpu_time(slot.pid, Clock::User));
-        Ok(Self { cpu, user, pops, mallocs, pools })
+        Ok(Self { cpu, user, ..Self::of(&read_totals(kernel, slot.number)?) })
     }
 
     /// Of a process that has ended: its number may be another's by now.
     pub fn read_ended(kernel: &Kernel, slot: u16) -> Result<Self, SessionError> {
-        let Totals { pops, mallocs, pools, .. } = read_totals(kernel, slot)?;
-        Ok(Self { cpu: None, user: None, pops, mallocs, pools })
+        Ok(Self::of(&read_totals(kernel, slot)?))
+    }
+
+    const fn of(totals: &Totals) -> Self {
+        let Totals { pops, mallocs, pools, pushes, frees, .. } = *totals;
+        Self { cpu: None, user: None, pops, mallocs, pools, ends: pushes + frees }
     }
 
     /// What has come since.
@@ -67,10 +78,11 @@ impl Meter {
         let pops = self.pops.saturating_sub(before.pops);
         let mallocs = self.mallocs.saturating_sub(before.mallocs);
         let pools = self.pools.saturating_sub(before.pools);
+        let ends = self.ends.saturating_sub(before.ends);
         Did {
             cpu: difference(self.cpu, before.cpu),
             user: difference(self.user, before.user),
-            traps: pops + 2 * mallocs + pools,
+            traps: pops + 2 * mallocs + pools + ends,
             mallocs,
             pools,
         }

@@ -7,13 +7,18 @@ mod allocators;
 mod command;
 mod coverage;
 mod ended;
+mod estimates;
 mod find;
 mod follow;
 mod growth;
+mod heat;
+mod kept;
 mod mallocs;
 mod meter;
+mod opening;
 mod preparation;
 mod processes;
+mod rare_clock;
 mod reclaim;
 mod recorder;
 mod run;
@@ -67,6 +72,8 @@ pub struct Request {
     pub bare: bool,
     /// How to watch.
     pub mode: Mode,
+    /// Nobody has asked for that mode: where the kernel has no windows, everything is recorded.
+    pub is_usual_mode: bool,
 }
 
 /// How processes are watched.
@@ -101,6 +108,7 @@ impl Request {
         match self.mode {
             Mode::Exact if self.bare => Some(Watch::Bare),
             Mode::Exact => Some(Watch::Everything),
+            // Windows say what.
             Mode::Growth | Mode::Budget { .. } => None,
         }
     }

@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::run::Observer;
-use super::{Request, SessionError};
+use super::{Mode, Request, SessionError};
 use crate::attach::known_kernels::{Verdict, verdict};
 use crate::attach::{AttachError, Mechanism};
 
@@ -28,12 +28,30 @@ pub(super) fn check_kernel(request: &Request, observer: &mut impl Observer) -> R
 }
 
 /// The best that this kernel has; a word about it where it is not the usual one.
-pub(super) fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionError> {
+fn best_mechanism(observer: &mut impl Observer) -> Result<Mechanism, SessionError> {
     let mechanism = Mechanism::best()?;
     if let Some(note) = mechanism.note() {
         observer.note(note);
     }
     Ok(mechanism)
+}
+
+/// What was asked for, with a mechanism, and as far as that goes.
+pub(super) fn possible(request: &Request, observer: &mut impl Observer) -> Result<Request, SessionError> {
+    let mechanism = match request.mechanism {
+        Some(mechanism) => mechanism,
+        None => best_mechanism(observer)?,
+    };
+    let mut request = Request { mechanism: Some(mechanism), ..request.clone() };
+    if mechanism == Mechanism::Perf && matches!(request.mode, Mode::Budget { .. }) {
+        if !request.is_usual_mode {
+            return Err(AttachError::NoWindows.into());
+        }
+        observer
+            .note("this kernel has no uprobe_multi (Linux 6.6), so everything is recorded, at its full cost");
+        request.mode = Mode::Exact;
+    }
+    Ok(request)
 }
 
 /// Before others, on a busy host too: a tracer that waits too long for a processor finds its ring buffer full.

@@ -11,6 +11,7 @@ use super::growth::{Reckoning, reckon};
 use super::reclaim::Reclaim;
 use super::recorder::{Recorder, add_losses};
 use super::target::{KnownPlans, Traced};
+use super::windows::Dropped;
 use super::{Progress, SessionError};
 use crate::attach::{Armed, Kernel, disarm};
 use crate::census::arenas::ArenaVariables;
@@ -113,6 +114,29 @@ impl Processes {
     /// Those that run.
     pub fn all_running(&self) -> impl Iterator<Item = &Traced> {
         self.list.iter().filter(|watched| watched.running).map(|watched| &watched.traced)
+    }
+
+    /// All, also those that have ended.
+    pub fn all(&self) -> impl Iterator<Item = &Traced> {
+        self.list.iter().map(|watched| &watched.traced)
+    }
+
+    /// From now on not all of their blocks are seen.
+    pub fn are_windowed(&mut self) {
+        for watched in &mut self.list {
+            watched.traced.is_windowed = true;
+            if let Some(reason) = watched.traced.unmeasured() {
+                watched.first = Err(reason.to_owned());
+                watched.tally = Err(reason.to_owned());
+            }
+        }
+    }
+
+    /// Disarms what was armed all the time beside windows.
+    pub fn drop_kept(&mut self, dropped: Dropped) {
+        let armed: Vec<Armed> =
+            self.list.iter_mut().flat_map(|watched| watched.traced.drop_kept(dropped)).collect();
+        disarm(armed);
     }
 
     /// The places of processes that run no more although nobody has said so.
@@ -261,6 +285,11 @@ impl Processes {
         }
         recorder.close_processes(&closed);
         closed.into_iter().try_for_each(|(slot, _)| self.reclaim.done(kernel, slot))
+    }
+
+    /// Those whose accounts are about to be given back.
+    pub fn leaving(&self) -> Vec<u16> {
+        self.reclaim.leaving()
     }
 
     /// When there is more to give back.

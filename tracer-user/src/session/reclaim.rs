@@ -107,6 +107,12 @@ impl Reclaim {
         }
     }
 
+    /// Slots of a sweep that has not begun to give back accounts.
+    pub fn leaving(&self) -> Vec<u16> {
+        let begins = self.sweep.iter().filter(|sweep| matches!(sweep.phase, Phase::Accounts(0)));
+        begins.flat_map(|sweep| sweep.slots.iter().copied()).collect()
+    }
+
     /// Whether there is more to do at once.
     pub fn is_busy(&self) -> bool {
         self.sweep.is_some()

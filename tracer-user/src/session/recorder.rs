@@ -1,11 +1,12 @@
 //! Gathers what the kernel half sends while it records, and makes the profile of it at the end.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tracer_ebpf::abi::{PROCESSES, end};
 
 use crate::attach::Kernel;
 use crate::drain::{
-    AccountRow, Event, ProcessEvent, Totals, decode, live_bytes_error, read_accounts, read_totals,
+    AccountRow, Event, PoolOpening, ProcessEvent, Totals, decode, live_bytes_error, read_accounts,
+    read_totals,
 };
 use crate::profile::{
     Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack,
@@ -14,6 +15,7 @@ use crate::profile::{
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
 use crate::session::ended::{Ended, MERGED};
+use crate::session::estimates::Known;
 use crate::session::growth::{NO_FAULT, Reckoning};
 use crate::session::processes::Gone;
 use crate::session::target::Traced;
@@ -64,14 +66,22 @@ pub struct Recorder {
     truncated_stacks: u64,
     unreceived_stacks: u64,
     unknown_records: u64,
+    /// Budget mode: pools that were opened and have not been asked for.
+    openings: Vec<PoolOpening>,
     /// Growth mode, by account: what it held no more when its process was compared.
     gone_pages: FxHashMap<u32, Amount>,
     /// Growth mode: pages without a stack.
     unseen_pages: Vec<Sample>,
     /// Growth mode: pages are counted, and no blocks.
     counts_pages: bool,
-    /// Budget mode: what windows say of each account's allocations. Nothing else of an account is known then.
-    estimates: Option<FxHashMap<u32, Amount>>,
+    /// Accounts that were given back and have not been asked for.
+    given_back: Vec<u32>,
+    /// Budget mode: what is known of each account, in place of what was counted.
+    estimates: Option<FxHashMap<u32, Values>>,
+    /// See [`Known::missed`].
+    missed: FxHashSet<u16>,
+    /// Slots of ended processes whose accounts need no estimates.
+    exact: FxHashSet<u16>,
 }
 
 impl Recorder {
@@ -93,16 +103,22 @@ impl Recorder {
             truncated_stacks: 0,
             unreceived_stacks: 0,
             unknown_records: 0,
+            openings: Vec::new(),
+            given_back: Vec::new(),
             gone_pages: FxHashMap::default(),
             unseen_pages: Vec::new(),
             counts_pages: false,
             estimates: None,
+            missed: FxHashSet::default(),
+            exact: FxHashSet::default(),
         }
     }
 
     /// Adds a process; before its first record arrives.
     pub fn add_process(&mut self, traced: &Traced, followed: Option<Followed>) {
         let index = ProcessIndex(self.processes.len() as u32);
+        self.missed.remove(&traced.slot.number);
+        self.exact.remove(&traced.slot.number);
         self.counts_pages |= traced.beginning.is_some();
         self.resolver.add_process(index, *traced.layout());
         let process = Process {
@@ -126,6 +142,7 @@ impl Recorder {
 
     /// Makes a sample of an account that is given back; the next records with its number are of another.
     pub fn close_account(&mut self, account: u32, row: Option<AccountRow>) {
+        self.given_back.push(account);
         if let Some(sample) = row.and_then(|row| self.sample(row)) {
             self.stack_bytes -= sample.stack.bytes().min(self.stack_bytes);
             self.ended.add(sample);
@@ -192,9 +209,25 @@ impl Recorder {
         }
     }
 
-    /// In place of what was counted, this is what accounts have allocated.
-    pub fn set_estimates(&mut self, allocated: FxHashMap<u32, Amount>) {
-        self.estimates = Some(allocated);
+    /// In place of what was counted, this is what accounts have.
+    pub fn add_estimates(&mut self, known: Known) {
+        self.estimates.get_or_insert_default().extend(known.values);
+        self.missed.extend(known.missed);
+    }
+
+    /// All of these processes was seen.
+    pub fn are_exact(&mut self, slots: Vec<u16>) {
+        self.exact.extend(slots);
+    }
+
+    /// Accounts that were given back since this was last asked.
+    pub fn take_given_back(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.given_back)
+    }
+
+    /// Pools that were opened since this was last asked, in their order.
+    pub fn take_openings(&mut self) -> Vec<PoolOpening> {
+        std::mem::take(&mut self.openings)
     }
 
     /// Says which allocators a process has used.
@@ -235,6 +268,7 @@ impl Recorder {
                     self.resolver.define(index, code, fingerprint, &definition);
                 }
             }
+            Event::Pool(opening) => self.openings.push(opening),
             Event::Process(event) => return Some(event),
             Event::Unknown { .. } => self.unknown_records += 1,
         }
@@ -402,9 +436,13 @@ impl Recorder {
         let is_own = row.account < PROCESSES;
         let domain = if is_own && self.counts_pages { Domain::Resident } else { row.domain };
         let mut values = row.values;
-        if let Some(estimates) = &self.estimates {
-            let allocated = estimates.get(&row.account).copied().unwrap_or_default();
-            values = Values { allocated, ..Values::default() };
+        if let Some(estimates) = &mut self.estimates
+            && !self.exact.contains(&(row.process as u16))
+        {
+            values = estimates.remove(&row.account).unwrap_or_default();
+            if row.domain == Domain::Malloc && self.missed.contains(&(row.process as u16)) {
+                (values.live, values.peak) = (row.values.live, row.values.peak);
+            }
         }
         if let Some(gone) = self.gone_pages.remove(&row.account) {
             values.live.bytes = values.live.bytes.saturating_sub(gone.bytes);

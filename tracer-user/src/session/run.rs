@@ -11,13 +11,13 @@ use super::command::{Change, Child};
 use super::find::Finder;
 use super::follow::{Follower, Wanted, leave_out_the_dead};
 use super::preparation::{
-    best_mechanism, check_kernel, come_first, follow_number, open_many_files, own_cpu_percent,
+    check_kernel, come_first, follow_number, open_many_files, own_cpu_percent, possible,
 };
 use super::processes::{Origin, Processes};
 use super::recorder::Recorder;
 use super::target::KnownPlans;
 use super::wakes::{Wake, Wakes};
-use super::windows::{Estimates, Windows};
+use super::windows::Windows;
 use super::{Mode, Progress, Recorded, Request, SessionError, Subject, system};
 use crate::attach::{AttachError, Kernel, Mechanism, Readiness, give_back_large_blocks};
 use crate::discover::{DiscoverError, Files, Target};
@@ -36,7 +36,9 @@ pub trait Observer {
 
 /// Records. Everything is disarmed when this returns, or is dropped.
 pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<Recorded, SessionError> {
-    let mut session = Session::load(request, observer)?;
+    check_kernel(request, observer)?;
+    let request = &possible(request, observer)?;
+    let mut session = Session::load(request)?;
     match &request.subject {
         Subject::Processes(pids) => session.attach_to(pids, observer).await,
         Subject::Command(command) => session.run_command(command, observer).await,
@@ -69,20 +71,16 @@ pub(super) struct Session<'a> {
     /// Processes that ran when this was last asked.
     number: usize,
     /// In budget mode.
-    windows: Option<Windows>,
+    pub(super) windows: Option<Windows>,
 }
 
 impl<'a> Session<'a> {
-    fn load(request: &'a Request, observer: &mut impl Observer) -> Result<Self, SessionError> {
+    fn load(request: &'a Request) -> Result<Self, SessionError> {
         give_back_large_blocks();
-        check_kernel(request, observer)?;
         let mechanism = match request.mechanism {
             Some(mechanism) => mechanism,
-            None => best_mechanism(observer)?,
+            None => Mechanism::best()?,
         };
-        if mechanism == Mechanism::Perf && matches!(request.mode, Mode::Budget { .. }) {
-            return Err(AttachError::NoWindows.into());
-        }
         let mut kernel = Kernel::load(request.sizes, mechanism)?;
         kernel.watch_processes()?;
         if request.mode == Mode::Growth {
@@ -194,17 +192,34 @@ impl<'a> Session<'a> {
 
     /// Has windows do what is due.
     pub(super) fn step_windows(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
-        match &mut self.windows {
-            Some(windows) => windows.step(&mut self.kernel, &self.processes, |line| observer.note(line)),
-            None => Ok(()),
+        let Some(windows) = &mut self.windows else { return Ok(()) };
+        windows.opened(self.recorder.take_openings());
+        let was_whole = windows.is_whole();
+        windows.step(&mut self.kernel, &self.processes, |line| observer.note(line))?;
+        if was_whole && !windows.is_whole() {
+            self.processes.are_windowed();
         }
+        if let Some(dropped) = windows.take_dropped() {
+            self.processes.drop_kept(dropped);
+        }
+        Ok(())
+    }
+
+    /// Windows say for the last time what they know of processes whose accounts are about to be given back.
+    fn close_windows(&mut self) -> Result<(), SessionError> {
+        let leaving = self.processes.leaving();
+        let Some(windows) = self.windows.as_mut().filter(|_| !leaving.is_empty()) else { return Ok(()) };
+        match windows.close(&self.kernel, &self.processes, &leaving)? {
+            Some(known) => self.recorder.add_estimates(known),
+            None => self.recorder.are_exact(leaving),
+        }
+        Ok(())
     }
 
     /// When there is something to do without being told.
     fn next_step(&self) -> Option<Instant> {
         let window = self.windows.as_ref().and_then(Windows::next_step).filter(|_| self.processes.any_runs());
-        // In windows nothing is given back.
-        let reclaim = self.processes.next_step().filter(|_| self.windows.is_none());
+        let reclaim = self.processes.next_step();
         self.follower.next_try().into_iter().chain(reclaim).chain(window).min()
     }
 
@@ -289,7 +304,9 @@ impl<'a> Session<'a> {
                 }
             }
             Change::HeldAtExit => {
+                self.drain(observer)?;
                 if let Some(windows) = &mut self.windows {
+                    windows.opened(self.recorder.take_openings());
                     windows.look(&self.kernel, &self.processes)?;
                 }
                 self.processes.reckon(&mut self.kernel, &mut self.recorder, Some(child.id()))?;
@@ -303,10 +320,12 @@ impl<'a> Session<'a> {
     fn serve(&mut self, wake: Wake, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.drain(observer)?;
         if self.windows.is_some() {
-            // What has ended keeps its accounts: windows compare them with what was there before.
             self.step_windows(observer)?;
-        } else {
-            self.processes.reclaim(&mut self.kernel, &mut self.recorder, |line| observer.note(line))?;
+            self.close_windows()?;
+        }
+        self.processes.reclaim(&mut self.kernel, &mut self.recorder, |line| observer.note(line))?;
+        for account in self.recorder.take_given_back() {
+            self.windows.iter_mut().for_each(|windows| windows.forget(account));
         }
         for step in self.follower.due(Instant::now()) {
             self.take_step(step, observer)?;
@@ -380,13 +399,18 @@ impl<'a> Session<'a> {
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         // Taken: what is told last must not open another.
         let estimates = match &mut self.windows.take() {
-            Some(windows) => Some(windows.finish(&mut self.kernel, &self.processes)?),
+            Some(windows) => {
+                windows.opened(self.recorder.take_openings());
+                Some(windows.finish(&mut self.kernel, &self.processes)?)
+            }
             None => None,
         };
         self.processes.disarm();
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
+        let estimated = estimates.as_ref().filter(|estimates| estimates.known.is_some());
+        let knows_live = estimated.is_none_or(|estimates| estimates.summary.knows_live);
         let recording = Recording {
             mode: self.request.mode.name().to_owned(),
             seen_fraction: estimates.as_ref().map_or(1.0, |estimates| estimates.seen_fraction),
@@ -394,10 +418,10 @@ impl<'a> Session<'a> {
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
             duration_nanoseconds: u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
-            default_metric: if estimates.is_some() { "allocated" } else { self.default_metric }.to_owned(),
+            default_metric: if knows_live { self.default_metric } else { "allocated" }.to_owned(),
             coverage: self.coverage(),
             live_bytes_error: 0,
-            windows: estimates.as_ref().map(Estimates::summary),
+            windows: estimated.map(|estimates| estimates.summary.clone()),
             losses: Losses {
                 untold_processes: self.kernel.untold()?,
                 ended_unarmed_processes: self.losses.ended_unarmed_processes + self.follower.missed(),
@@ -410,8 +434,8 @@ impl<'a> Session<'a> {
             events: 0,
         };
         let mut recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
-        if let Some(estimates) = estimates {
-            recorder.set_estimates(estimates.allocated);
+        if let Some(known) = estimates.and_then(|estimates| estimates.known) {
+            recorder.add_estimates(known);
         }
         recorder.into_profile(&self.kernel, recording, &self.processes.gone()).map(Some)
     }

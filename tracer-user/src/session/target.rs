@@ -1,5 +1,6 @@
 //! One process of a recording: found, planned, armed, and measured against its own pools.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,7 +10,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::attach::{Armed, FilePlan, Kernel, Slot, Watch, arm, disarm, kernel_layout};
+use crate::attach::{Armed, FilePlan, Kernel, Pops, Slot, Watch, arm, disarm, kernel_layout};
 use crate::census::mimalloc::PageLayout;
 use crate::discover::layout::InterpreterLayout;
 use crate::discover::memory::{ProcessMemory, ReadMemory as _};
@@ -24,6 +25,7 @@ use crate::session::growth::Beginning;
 use crate::session::mallocs::Mallocs;
 use crate::session::run::process_descriptor;
 use crate::session::thread_slot::distance;
+use crate::session::windows::Dropped;
 use crate::session::{Mode, Request, SessionError};
 
 pub(super) const PROC: &str = "/proc";
@@ -48,8 +50,10 @@ pub struct Traced {
     pub mallocs: Mallocs,
     /// In growth mode, where nothing is armed: what there was at the beginning.
     pub beginning: Option<Beginning>,
-    /// In budget mode, where points are armed in windows only.
-    is_windowed: bool,
+    /// In budget mode, where not everything is armed all the time.
+    pub is_windowed: bool,
+    /// A window could not arm it.
+    has_failed: Cell<bool>,
 }
 
 /// Why growth mode has no coverage of allocations.
@@ -60,7 +64,7 @@ const WINDOWS_ONLY: &str = "blocks are counted in windows only";
 impl Traced {
     /// Plans and arms a process.
     ///
-    /// `parent`: whose fork it is; its plans are the same.
+    /// `parent`: whose fork it is; its plans are the same. `watch`: what is armed now; `None`: windows arm it.
     pub fn arm(
         kernel: &mut Kernel,
         target: Target,
@@ -68,8 +72,8 @@ impl Traced {
         parent: Option<&Self>,
         known: &mut KnownPlans,
         request: &Request,
+        watch: Option<Watch>,
     ) -> Result<Self, SessionError> {
-        let watch = request.watch();
         let process = process_descriptor(target.pid)?;
         let slot = Slot { pid: target.pid, number };
         let file = &target.interpreter.file;
@@ -87,7 +91,12 @@ impl Traced {
             None => (None, Mallocs::arm(kernel, slot, &target, known, watch)?),
         };
         let armed = match watch {
-            Some(watch) => arm(kernel, slot, &[FilePlan { path: &file.path, plan: &plan.plan }], watch)?,
+            Some(watch) => arm(
+                kernel,
+                slot,
+                &[FilePlan { path: &file.path, plan: &plan.plan, pops: Pops::default() }],
+                watch,
+            )?,
             None => Vec::new(),
         };
         let thread_state_pointer = pointer;
@@ -103,21 +112,42 @@ impl Traced {
             mallocs,
             beginning,
             is_windowed,
+            has_failed: Cell::new(false),
         })
     }
 
     /// Arms the points of a window. Nothing counts until the window is open.
-    pub fn open(&self, kernel: &mut Kernel, watch: Watch) -> Result<Vec<Armed>, SessionError> {
+    pub fn open(
+        &self,
+        kernel: &mut Kernel,
+        watch: Watch,
+        pops: Pops<'_>,
+    ) -> Result<Vec<Armed>, SessionError> {
         let path = &self.target.interpreter.file.path;
-        let interpreter = [FilePlan { path, plan: &self.plan.plan }];
+        let interpreter = [FilePlan { path, plan: &self.plan.plan, pops }];
         let mut armed = arm(kernel, self.slot, &interpreter, watch)?;
         armed.append(&mut self.mallocs.open(kernel, self.slot, watch)?);
         Ok(armed)
     }
 
-    /// How many points a window arms.
+    /// Notes that a window could not arm it; whether that is new.
+    pub fn is_first_failure(&self) -> bool {
+        !self.has_failed.replace(true)
+    }
+
+    /// How many points a window arms, if it arms all pops.
     pub fn points(&self, watch: Watch) -> usize {
         watch.points(&self.plan.plan) + self.mallocs.points(watch)
+    }
+
+    /// How many of them are pops that may be left out.
+    pub fn pops(&self) -> usize {
+        Watch::pops(&self.plan.plan)
+    }
+
+    /// The same for all processes of the same interpreter.
+    pub fn plan_number(&self) -> usize {
+        Rc::as_ptr(&self.plan).addr()
     }
 
     /// Why its blocks cannot be compared with its pools, if so.
@@ -151,15 +181,19 @@ impl Traced {
     /// the last probe that wants it in a process goes, so one is made that does.
     pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
         // What a window leaves in a child goes when the window ends.
-        if self.beginning.is_some() || self.is_windowed {
+        if self.beginning.is_some() || self.is_windowed && self.armed.is_empty() {
             return;
         }
         // Number 0 is no process: nothing would be counted even if something ran.
         let slot = Slot { pid, number: 0 };
         let file = self.target.interpreter.file.of_fork(self.slot.pid, pid);
-        let mut armed =
-            arm(kernel, slot, &[FilePlan { path: &file.path, plan: &self.plan.plan }], Watch::Bare)
-                .unwrap_or_default();
+        let mut armed = arm(
+            kernel,
+            slot,
+            &[FilePlan { path: &file.path, plan: &self.plan.plan, pops: Pops::default() }],
+            Watch::Bare,
+        )
+        .unwrap_or_default();
         // One that has ended meanwhile has none.
         if let Ok(mut mallocs) = self.mallocs.arm_fork(kernel, self.slot.pid, slot) {
             armed.append(&mut mallocs.take_armed());
@@ -183,6 +217,15 @@ impl Traced {
         let mut armed = std::mem::take(&mut self.armed);
         armed.append(&mut self.mallocs.take_armed());
         armed
+    }
+
+    /// What was armed all the time beside windows; windows arm the rest from now on.
+    pub fn drop_kept(&mut self, dropped: Dropped) -> Vec<Armed> {
+        self.mallocs.leave_to_windows();
+        match dropped {
+            Dropped::Malloc => self.mallocs.take_armed(),
+            Dropped::All => self.take_armed(),
+        }
     }
 
     /// Stops counting for a process whose memory is not what it was: it has replaced itself, or ended. What was armed is to be

@@ -2,7 +2,8 @@
 //!
 //! Two kinds of window, because a trap takes some fifty times as long as a block of pymalloc. *Rare* ones watch malloc and the openings of pools; they hardly slow
 //! the process, so the time that they cover is known, and what they say of malloc's blocks can be trusted. *Full* ones watch pymalloc's blocks too. How
-//! much of its work the process got done in them is told by its calls of malloc, whose rate the others know. It must not know how windows are made.
+//! much of its work the process got done in them is told by its calls of malloc, whose rate the others know. Where the rare events are watched all the time
+//! (`kept.rs`) windows are weighed by them alone. It must not know how windows are made.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,10 @@ use super::meter::{Did, Meter, TRAP_NANOSECONDS, TrapClock};
 use crate::attach::Watch;
 use crate::budget::flows::{Flow, Flows, Taken, View};
 use crate::budget::governor::ProcessSeen;
+use crate::budget::interval::Estimate;
 use crate::budget::pace::{Correction, Pace, Seen};
 use crate::budget::progress::Span;
+use crate::budget::strata::{Row, Strata};
 use crate::drain;
 
 /// See the head of this file.
@@ -19,6 +22,8 @@ use crate::drain;
 pub struct Windowed {
     pymalloc: Flows<u32>,
     malloc: Flows<u32>,
+    /// Pymalloc's again, where the rare events are watched all the time.
+    strata: Strata<u32>,
     /// When it was last asked what it had done.
     asked: Instant,
     /// Its own work, and the time that passed meanwhile, in seconds; what is older than [`RECENT`] hardly counts.
@@ -43,6 +48,9 @@ const RECENT: f64 = 1.5;
 /// Seconds armed from which user time, which is counted in ticks of 4 ms as a rule, tells what traps cost: 75 of them are ± 12 %.
 const TICKS_TELL: f64 = 0.3;
 
+/// Seconds of a tick, at the usual 250 in a second.
+const TICK: f64 = 4e-3;
+
 /// A window, as far as it is the same for all processes.
 #[derive(Debug, Clone, Copy)]
 pub struct Opened {
@@ -52,6 +60,21 @@ pub struct Opened {
     pub armed: Duration,
     /// The time that it stands for.
     pub represents: Duration,
+    /// Whether malloc is watched all the time.
+    pub keeps_malloc: bool,
+}
+
+/// What was seen of a stretch outside of windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whole {
+    /// No allocation.
+    Nothing,
+    /// How many pools were opened.
+    Pools,
+    /// That, and malloc's.
+    Rare,
+    /// All.
+    Everything,
 }
 
 impl Windowed {
@@ -60,6 +83,7 @@ impl Windowed {
         Self {
             pymalloc: Flows::default(),
             malloc: Flows::default(),
+            strata: Strata::default(),
             asked: Instant::now(),
             recent: (0.0, 0.0),
             at,
@@ -86,22 +110,40 @@ impl Windowed {
         self.recent.1 = self.recent.1 * keep + (passed - lost / threads).max(0.0);
     }
 
-    /// Books what was done since this was last asked. `rows`: what was allocated, if all of it was seen.
-    pub fn pass(&mut self, now: Meter, clock: &TrapClock, rows: Option<Vec<drain::Taken>>) {
+    /// Books what was done since this was last asked. `rows`: what was allocated, as far as all of it was seen.
+    pub fn pass(&mut self, now: Meter, clock: &TrapClock, whole: Whole, rows: &[drain::Taken]) -> Did {
         let did = self.look(now);
         let progress = clock.progress(did).as_secs_f64();
         let passed = std::mem::replace(&mut self.asked, Instant::now()).elapsed().as_secs_f64();
         self.follow_load(progress, passed, did.cpu.as_secs_f64() - progress);
-        let Some(rows) = rows else {
-            self.unarmed.0 += did.cpu.as_secs_f64();
-            self.unarmed.1 += did.cpu.as_secs_f64() - did.user.as_secs_f64();
-            self.pymalloc.pass(progress);
+        let (seconds, events) = (did.cpu.as_secs_f64(), did.rare(whole != Whole::Pools) as f64);
+        if whole == Whole::Everything {
+            self.note_armed(seconds, did);
+            self.pymalloc.full(progress, values(rows, false));
+            self.strata.full(events, strata_rows(rows));
+            self.malloc.full(progress, values(rows, true));
+            return did;
+        }
+        self.unarmed.0 += seconds;
+        self.unarmed.1 += seconds - did.user.as_secs_f64();
+        self.pymalloc.pass(progress);
+        if whole == Whole::Nothing {
             self.malloc.pass(progress);
-            return;
-        };
-        self.note_armed(did.cpu.as_secs_f64(), did);
-        self.pymalloc.full(progress, values(&rows, false));
-        self.malloc.full(progress, values(&rows, true));
+            return did;
+        }
+        match whole {
+            Whole::Rare => self.malloc.full(progress, values(rows, true)),
+            _ => self.malloc.pass(progress),
+        }
+        self.strata.pass(events, strata_rows(rows));
+        let programs = did.traps as f64 * clock.run_seconds();
+        let seen = |events| Seen { events, traps: did.traps, seconds, programs };
+        let [by_mallocs, by_pools] = &mut self.paces;
+        by_pools.alone(&seen(did.pools));
+        if whole == Whole::Rare {
+            by_mallocs.alone(&seen(did.mallocs));
+        }
+        did
     }
 
     /// What it did since it was last looked at, of which the governor will be told.
@@ -137,7 +179,7 @@ impl Windowed {
 
     /// Books what a window saw.
     pub fn book(&mut self, opened: Opened, did: Did, clock: &TrapClock, rows: &[drain::Taken]) {
-        let Opened { watch, armed, represents } = opened;
+        let Opened { watch, armed, represents, keeps_malloc } = opened;
         let utilisation = self.utilisation();
         let seconds = armed.as_secs_f64() * utilisation;
         self.note_armed(seconds, did);
@@ -151,7 +193,7 @@ impl Windowed {
         let cpu = armed.mul_f64(utilisation.max(1.0));
         let lost = programs + did.traps as f64 * beside;
         let progress = cpu.saturating_sub(Duration::try_from_secs_f64(lost).unwrap_or(Duration::MAX));
-        let is_full = watch == Watch::Allocations;
+        let is_full = watch.draws_pops();
         let least = match self.pace().and_then(Pace::own_of_a_trap) {
             Some(own) if is_full => own * did.traps as f64,
             _ => 0.0,
@@ -173,6 +215,12 @@ impl Windowed {
         }
         let flows = if is_full { &mut self.pymalloc } else { &mut self.malloc };
         flows.window(view, values(rows, !is_full));
+        if watch == Watch::Pops {
+            self.strata.window(did.rare(keeps_malloc) as f64, strata_rows(rows));
+        }
+        if keeps_malloc {
+            self.malloc.full(0.0, values(rows, true));
+        }
     }
 
     fn note_armed(&mut self, seconds: f64, did: Did) {
@@ -195,6 +243,11 @@ impl Windowed {
         (seconds >= TICKS_TELL && traps >= 1000.0).then(|| (by_traps / traps * 1e9).min(50_000.0))
     }
 
+    /// Ticks of the kernel that traps took; `None`: not known.
+    fn ticks_of_traps(&self) -> Option<f64> {
+        Some(self.trap_by_ticks()? * 1e-9 * self.armed.2 / TICK)
+    }
+
     /// The event that tells best how far windows are off.
     pub fn pace(&self) -> Option<&Pace> {
         let known = self.paces.iter().filter_map(|pace| Some((pace, pace.correction()?.error)));
@@ -214,7 +267,10 @@ impl Windowed {
         let (believed, ran, traps) = self.rare;
         let own = (ran - traps * beside).max(ran / 20.0);
         if own > 0.0 && believed > 0.0 {
-            self.malloc.correct(Correction { factor: believed / own, error: 0.0 });
+            // What a trap takes is known as well as ticks tell it, or else to a half.
+            let doubt = self.ticks_of_traps().map_or(0.5, |ticks| 1.0 / ticks.max(4.0).sqrt());
+            let error = doubt * traps * beside / own;
+            self.malloc.correct(Correction { factor: believed / own, error });
         }
         self.pymalloc.correct(self.pace().and_then(Pace::correction).unwrap_or(Correction::NONE));
     }
@@ -224,12 +280,20 @@ impl Windowed {
         let of = |flows: &Flows<u32>| -> Vec<(u32, Flow)> {
             flows.stacks().filter_map(|account| Some((account, flows.stack(account)?))).collect()
         };
-        of(&self.pymalloc).into_iter().chain(of(&self.malloc))
+        let of_pymalloc = match self.strata.is_known() {
+            true => self.strata.stacks().collect(),
+            false => of(&self.pymalloc),
+        };
+        of_pymalloc.into_iter().chain(of(&self.malloc))
     }
 
-    /// What both allocators have handed out.
-    pub fn totals(&self) -> [Flow; 2] {
-        [self.pymalloc.total(), self.malloc.total()]
+    /// Bytes that both allocators have handed out, each with the number of windows that say so.
+    pub fn totals(&self) -> [(Estimate, f64); 2] {
+        let of_pymalloc = match self.strata.is_known() {
+            true => (self.strata.total_bytes(), self.strata.windows()),
+            false => (self.pymalloc.total().bytes, self.pymalloc.windows()),
+        };
+        [of_pymalloc, (self.malloc.total().bytes, self.malloc.windows())]
     }
 
     /// Seconds of its own work, and those of them in which pymalloc's blocks were seen.
@@ -239,8 +303,17 @@ impl Windowed {
 
     /// Whether full windows say something, and nothing says how much of its work they saw.
     pub fn has_unknown_pace(&self) -> bool {
-        self.pymalloc.windows() > 0.0 && self.pace().is_none()
+        !self.strata.is_known() && self.pymalloc.windows() > 0.0 && self.pace().is_none()
     }
+}
+
+/// What rows of pymalloc's say, with the pools that were opened.
+fn strata_rows(rows: &[drain::Taken]) -> impl Iterator<Item = Row<u32>> {
+    let of_pymalloc = rows.iter().filter(|row| !row.is_malloc);
+    of_pymalloc.map(|row| {
+        let taken = Taken { bytes: row.bytes as f64, count: row.count as f64, ..Taken::default() };
+        Row { stack: row.account, taken, events: row.pools as f64 }
+    })
 }
 
 /// What rows of one allocator say, by account.

@@ -6,33 +6,50 @@
 use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use tracer_ebpf::tables::Window as Opening;
+use tracer_ebpf::tables::{Window as Opening, keeps};
 
+use super::estimates::{Estimates, Known, Sums};
+use super::heat::Heats;
+use super::kept::Kept;
 use super::meter::{Did, Meter, TrapClock};
+use super::opening::{LOOK, arm, read, wait, wait_for_events};
 use super::processes::Processes;
+use super::rare_clock::RareClock;
 use super::target::Traced;
-use super::windowed::{Opened, Windowed};
+use super::windowed::{Opened, Whole, Windowed};
 use super::{SessionError, meter};
-use crate::attach::{Armed, Kernel, Watch, disarm};
+use crate::attach::{Armed, Disarming, Kernel, Slot, Watch, begin_to_disarm, disarm};
 use crate::budget::costs::CyclePrior;
 use crate::budget::governor::{
-    Action, Budget, CycleSeen, Governor, Points, ProcessSeen, Seen, Stopped, Window,
+    Action, Budget, CycleSeen, Governor, Points, ProcessSeen, Resting, Seen, Stopped, Window,
 };
-use crate::budget::interval::Estimate;
-use crate::drain::{FlowReader, Taken};
-use crate::profile::{Amount, WindowSummary};
+use crate::drain::{FlowReader, PoolOpening, Taken};
+use crate::profile::WindowSummary;
 
-/// How often a window looks whether it has met its limit of traps: at two million a second it is passed by 2,000.
-const LOOK: Duration = Duration::from_millis(1);
 /// What a window costs its target beside its traps, by what a busy one did not get done in the tenths of a second around it (38 windows, python3.11 of Debian, Linux
 /// 6.18, two processors): 16 ms with 9 points in two links, 51 ms with 180 points in five.
 const CYCLE: CyclePrior = CyclePrior { cycle: 8e-3, point: 250e-6 };
 /// How long arming took there, in seconds; what it takes elsewhere says how much slower or faster that machine is.
 const ARMING: CyclePrior = CyclePrior { cycle: 14e-3, point: 160e-6 };
-/// How long a full window waits to be earned: twice what the governor remembers of what was earned.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How far that is believed.
 const MACHINE: (f64, f64) = (0.5, 5.0);
+/// How long a full window waits to be earned: twice what the governor remembers of what was earned.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Share of the budget that what is armed all the time may take; the rest is for windows.
+const KEPT_SHARE: f64 = 0.6;
+/// Seconds of the processes' CPU time from which that is judged.
+const KEPT_SECONDS: f64 = 0.3;
+/// How often in a row it must be too much.
+const TOO_DEAR: u32 = 3;
+
+/// What was armed all the time and is no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// Malloc.
+    Malloc,
+    /// All.
+    All,
+}
 
 /// The windows of a recording.
 #[derive(Debug)]
@@ -41,52 +58,49 @@ pub struct Windows {
     random: fastrand::Rng,
     clock: TrapClock,
     reader: FlowReader,
-    /// By slot; slots are not given back in this mode.
+    /// By slot.
     processes: FxHashMap<u16, Windowed>,
     /// Where everything is armed for a while: what, by slot.
     stretch: Option<FxHashMap<u16, Vec<Armed>>>,
+    /// Of a command: what lives, while openings of pools and malloc are armed all the time.
+    kept: Option<Kept>,
+    /// Malloc's part of that is armed.
+    keeps_malloc: bool,
+    /// That was too much: this is to be disarmed.
+    dropped: Option<Dropped>,
+    /// The CPU time of processes, and what that took of it; what is older than some seconds hardly counts.
+    keeping: (f64, f64),
+    /// How often in a row that was too much.
+    too_dear: u32,
+    /// All has been armed since the beginning, and the kernel half's books are exact.
+    is_whole: bool,
     /// Of the latest window or stretch.
     number: u64,
     opened: u64,
+    /// Those of them that watched pymalloc's blocks.
+    full: u64,
     /// What the next one watches, both kinds in turn, and since when it has been its turn.
     turn: (Watch, Instant),
     stepped: Instant,
     due: Instant,
     cycle: Option<CycleSeen>,
     stopped: Option<Stopped>,
-}
-
-/// What windows say of the whole.
-#[derive(Debug, Default)]
-pub struct Estimates {
-    /// Allocated by each account.
-    pub allocated: FxHashMap<u32, Amount>,
-    /// Half the width of the 95 % interval of all allocated bytes; `None`: too few windows to know.
-    pub bytes_error: Option<u64>,
-    /// Share of the processes' own work that was seen.
-    pub seen_fraction: f64,
-    /// Windows that were opened.
-    pub windows: u64,
-    /// What it cost, in percent of the CPU time that the processes used for themselves; `None`: they used none.
-    pub cost_percent: Option<f64>,
-    /// How many times as long as by itself a process took where all blocks were watched, at the most; `None`: not known.
-    pub slowdown: Option<f64>,
-    /// Why no more windows were opened, if so.
-    pub stopped: Option<String>,
-}
-
-impl Estimates {
-    /// What reports say of them.
-    pub fn summary(&self) -> WindowSummary {
-        let (allocated_bytes_error, stopped) = (self.bytes_error, self.stopped.clone());
-        WindowSummary { opened: self.windows, allocated_bytes_error, slowdown: self.slowdown, stopped }
-    }
+    heats: Heats,
+    sums: Sums,
+    rare: RareClock,
+    disarming: Option<Disarming>,
+    share: f64,
+    /// Why it is not known what lives, where that was given up.
+    why_not: Option<String>,
 }
 
 impl Windows {
     /// None yet.
     pub fn new(kernel: &mut Kernel, percent: f64, attached: bool) -> Result<Self, SessionError> {
         kernel.set_window(Opening::closed(0))?;
+        if !attached {
+            kernel.keep_outside_of_windows(keeps::POOLS | keeps::MALLOC)?;
+        }
         let mut random = fastrand::Rng::new();
         let (processors, seed) = (meter::processors(), random.u64(..));
         let budget = match attached {
@@ -103,22 +117,67 @@ impl Windows {
             reader: FlowReader::default(),
             processes: FxHashMap::default(),
             stretch: None,
+            kept: (!attached).then(Kept::default),
+            keeps_malloc: !attached,
+            dropped: None,
+            keeping: (0.0, 0.0),
+            too_dear: 0,
+            is_whole: !attached,
             number: 0,
             opened: 0,
-            turn: (Watch::Rare, now),
+            full: 0,
+            turn: (if attached { Watch::Rare } else { Watch::Pops }, now),
             stepped: now,
             due: now,
             cycle: None,
             stopped: None,
+            heats: Heats::default(),
+            sums: Sums::default(),
+            rare: RareClock::default(),
+            disarming: None,
+            share: percent / 100.0,
+            why_not: None,
         })
+    }
+
+    /// What is armed in processes all the time.
+    pub fn base(&self) -> Option<Watch> {
+        self.kept.as_ref().map(|_| if self.keeps_malloc { Watch::Kept } else { Watch::Pools })
+    }
+
+    /// Whether everything has been seen so far.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// Whether what was armed all the time is to be disarmed; once.
+    pub fn take_dropped(&mut self) -> Option<Dropped> {
+        self.dropped.take()
+    }
+
+    /// A process has come, and may be gone before anything else is due. It is armed at once where all are.
+    pub fn came(&mut self, kernel: &Kernel, slot: Slot) -> Result<(), SessionError> {
+        self.processes.insert(slot.number, Windowed::new(Meter::read(kernel, slot)?));
+        if self.is_whole {
+            self.due = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Pools that were opened.
+    pub fn opened(&mut self, openings: Vec<PoolOpening>) {
+        if let Some(kept) = &mut self.kept {
+            kept.opened(openings);
+        }
     }
 
     /// When [`Windows::step`] wants to be called; `None`: no more.
     pub fn next_step(&self) -> Option<Instant> {
-        self.stopped.is_none().then_some(self.due)
+        let look = self.kept.as_ref().and_then(Kept::next_look);
+        self.stopped.is_none().then_some(self.due).into_iter().chain(look).min()
     }
 
-    /// Does what is due; a window is opened, waited for and closed in one step of at most a tenth of a second. `note`: for what users should know.
+    /// Does what is due; a window is opened, waited for and closed in one step, which takes a tenth of a second longer than the window. `note`: for what users should know.
     pub fn step(
         &mut self,
         kernel: &mut Kernel,
@@ -126,6 +185,9 @@ impl Windows {
         note: impl FnOnce(&str),
     ) -> Result<(), SessionError> {
         let now = Instant::now();
+        if let Some(kept) = &mut self.kept {
+            kept.look_if_due(kernel, processes)?;
+        }
         if self.stopped.is_some() {
             return self.settle(kernel, processes);
         }
@@ -133,17 +195,18 @@ impl Windows {
             return Ok(());
         }
         self.settle(kernel, processes)?;
+        self.drop_if_too_dear(kernel)?;
         let running: Vec<&Traced> = processes.all_running().collect();
         let seen = self.untold();
         // A full window may be more than the processes ever earn.
         if self.turn.0 == Watch::Allocations && self.turn.1.elapsed() > PATIENCE {
             self.turn = (Watch::Rare, now);
         }
-        let points = running.iter().map(|traced| traced.points(self.turn.0)).max().unwrap_or(0);
+        let points = points(&running, self.turn.0);
         let action = self.governor.step(&Seen {
             elapsed: now.saturating_duration_since(self.stepped),
             processes: &seen,
-            points: Points { always: u32::try_from(points).unwrap_or(u32::MAX), optional: 0 },
+            points,
             trap_nanoseconds: self.trap_nanoseconds(),
             cycle: self.cycle.take(),
             late: now.saturating_duration_since(self.due),
@@ -151,7 +214,10 @@ impl Windows {
         tracing::trace!(?action, trap_nanoseconds = self.clock.nanoseconds(), "budget");
         self.stepped = now;
         match action {
-            Action::Rest { look_again, .. } => {
+            Action::Rest { look_again, why } => {
+                if why == Resting::TooDear && self.turn.0 == Watch::Allocations {
+                    self.turn = (Watch::Rare, now);
+                }
                 self.due = now + look_again;
                 self.end_stretch(kernel, processes)
             }
@@ -164,7 +230,7 @@ impl Windows {
             }
             Action::Open(window) => {
                 self.end_stretch(kernel, processes)?;
-                self.open(kernel, running, window)?;
+                self.open(kernel, processes, running, window)?;
                 self.due = Instant::now();
                 Ok(())
             }
@@ -190,21 +256,29 @@ impl Windows {
 
     /// Books what every process has done since this was last asked.
     fn settle(&mut self, kernel: &Kernel, processes: &Processes) -> Result<(), SessionError> {
-        let mut rows = match self.stretch {
-            Some(_) => {
-                self.clock.end(kernel, u64::MAX, true)?;
-                self.clock.begin(kernel)?;
-                self.rows(kernel)?
-            }
-            None => FxHashMap::default(),
-        };
+        if self.stretch.is_some() {
+            self.clock.end(kernel, u64::MAX, true)?;
+            self.clock.begin(kernel)?;
+        }
+        let is_read = self.stretch.is_some() || self.kept.is_some();
+        let mut rows = if is_read { self.rows(kernel)? } else { FxHashMap::default() };
         for traced in processes.all_running() {
             let slot = traced.slot.number;
             let now = Meter::read(kernel, traced.slot)?;
-            let is_whole = self.stretch.as_ref().is_some_and(|stretch| stretch.contains_key(&slot));
-            let rows = is_whole.then(|| rows.remove(&slot).unwrap_or_default());
+            let whole = match &self.stretch {
+                Some(stretch) if stretch.contains_key(&slot) => Whole::Everything,
+                _ if self.kept.is_some() && self.keeps_malloc => Whole::Rare,
+                _ if self.kept.is_some() => Whole::Pools,
+                _ => Whole::Nothing,
+            };
+            let rows = if whole == Whole::Nothing { None } else { rows.remove(&slot) };
             let one = self.processes.entry(slot).or_insert_with(|| Windowed::new(now));
-            one.pass(now, &self.clock, rows);
+            let did = one.pass(now, &self.clock, whole, &rows.unwrap_or_default());
+            if matches!(whole, Whole::Rare | Whole::Pools) {
+                self.rare.pass(did.rare(self.keeps_malloc));
+                self.keeping.0 += did.cpu.as_secs_f64();
+                self.keeping.1 += did.traps as f64 * self.clock.nanoseconds() * 1e-9;
+            }
         }
         let running: FxHashSet<u16> = processes.all_running().map(|traced| traced.slot.number).collect();
         for (slot, one) in &mut self.processes {
@@ -217,6 +291,41 @@ impl Windows {
             if let Some(one) = self.processes.get_mut(&slot) {
                 one.add_last(&rows);
             }
+        }
+        Ok(())
+    }
+
+    /// What is armed all the time must leave something for windows.
+    fn drop_if_too_dear(&mut self, kernel: &mut Kernel) -> Result<(), SessionError> {
+        let (used, taken) = self.keeping;
+        if used < KEPT_SECONDS || self.kept.is_none() {
+            return Ok(());
+        }
+        self.keeping = (0.0, 0.0);
+        let share = taken / (used - taken).max(used / 100.0);
+        // Start-up is dear, for its stacks are new, and passes.
+        self.too_dear = if share > KEPT_SHARE * self.share { self.too_dear + 1 } else { 0 };
+        if self.too_dear < TOO_DEAR {
+            return Ok(());
+        }
+        self.too_dear = 0;
+        let Some(kept) = &mut self.kept else { return Ok(()) };
+        let percent = share * 100.0;
+        if std::mem::take(&mut self.keeps_malloc) {
+            kept.drop_malloc();
+            self.why_not = Some(format!(
+                "malloc's blocks are not among what lives: to watch all of them would cost {percent:.0} % (raise --budget)"
+            ));
+            self.dropped = Some(Dropped::Malloc);
+            kernel.keep_outside_of_windows(keeps::POOLS)?;
+        } else {
+            self.why_not = Some(format!(
+                "what lives is not known: to watch openings of pools all the time would cost {percent:.0} % (raise --budget)"
+            ));
+            self.kept = None;
+            self.dropped = Some(Dropped::All);
+            self.turn.0 = Watch::Rare;
+            kernel.keep_outside_of_windows(0)?;
         }
         Ok(())
     }
@@ -234,6 +343,7 @@ impl Windows {
     fn open(
         &mut self,
         kernel: &mut Kernel,
+        processes: &Processes,
         mut running: Vec<&Traced>,
         window: Window,
     ) -> Result<(), SessionError> {
@@ -241,41 +351,73 @@ impl Windows {
         self.random.shuffle(&mut running);
         running.truncate(window.processes as usize);
         let watch = self.turn.0;
+        if watch.draws_pops() {
+            self.heats.draw(&running, Some(window.optional as usize), &mut self.random);
+        }
+        let events = self.rare.begin_window(&mut self.random).filter(|_| self.kept.is_some());
+        if let Some(events) = events {
+            wait_for_events(kernel, &running, events, self.keeps_malloc)?;
+        }
         let begun = Instant::now();
-        let (chosen, armed) = arm(kernel, running, watch)?;
+        let (chosen, armed) = arm(kernel, running, watch, &self.heats)?;
         let arming = begun.elapsed();
+        // What came while arming is not the window's.
+        self.settle(kernel, processes)?;
         self.number += 1;
         let before = read(kernel, &chosen)?;
         self.clock.begin(kernel)?;
         kernel.set_window(Opening::open(self.number))?;
         let start = Instant::now();
-        wait(kernel, &chosen, &before, window)?;
+        let (kept, keeps_malloc) = (&mut self.kept, self.keeps_malloc);
+        // Only windows that are weighed by them end by them.
+        let events = if watch == Watch::Pops { self.rare.most() } else { u64::MAX };
+        wait(kernel, &chosen, &before, window, (events, keeps_malloc), |kernel| {
+            kept.as_mut().map_or(Ok(()), |kept| kept.look_if_due(kernel, processes))
+        })?;
         let length = start.elapsed();
         kernel.set_window(Opening::closed(self.number))?;
+        // At once: pools are opened and malloc is called while the points are disarmed, many times as fast.
         let after = read(kernel, &chosen)?;
+        let mut rows = self.rows(kernel)?;
         let did: Vec<Did> = after.iter().zip(&before).map(|(now, before)| now.since(before)).collect();
         let traps = did.iter().map(|did| did.traps).sum();
-        self.clock.end(kernel, traps, watch == Watch::Allocations)?;
-        let begun = Instant::now();
-        disarm(armed);
-        let disarming = begun.elapsed();
+        let events = did.iter().map(|did| did.rare(self.keeps_malloc)).sum();
+        self.rare.end_window(events, length >= window.length || traps >= window.traps);
+        self.clock.end(kernel, traps, watch.draws_pops())?;
+        // One after the other: two at once would hold up the process longer.
+        self.disarming = Some(begin_to_disarm(armed));
         let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
         self.opened += 1;
-        self.turn = (if watch == Watch::Rare { Watch::Allocations } else { Watch::Rare }, Instant::now());
-        let opened = Opened { watch, armed: length, represents };
-        let mut rows = self.rows(kernel)?;
+        self.full += u64::from(watch.draws_pops());
+        let next = match watch {
+            Watch::Rare => Watch::Allocations,
+            Watch::Pops if self.keeps_malloc => Watch::Pops,
+            Watch::Pops if self.kept.is_some() => Watch::Mallocs,
+            Watch::Mallocs if self.kept.is_some() => Watch::Pops,
+            _ => Watch::Rare,
+        };
+        self.turn = (next, Instant::now());
+        let opened = Opened { watch, armed: length, represents, keeps_malloc: self.keeps_malloc };
         for (traced, did) in chosen.iter().zip(&did) {
             let rows = rows.remove(&traced.slot.number).unwrap_or_default();
             if let Some(one) = self.processes.get_mut(&traced.slot.number) {
                 one.book(opened, *did, &self.clock, &rows);
             }
         }
-        let points: usize = chosen.iter().map(|traced| traced.points(watch)).sum();
+        let points = chosen.iter().map(|traced| match watch.draws_pops() {
+            true => traced.points(watch) + self.heats.drawn(traced) - traced.pops(),
+            false => traced.points(watch),
+        });
+        let points: usize = points.sum();
+        if watch.draws_pops() {
+            self.heats.learn(kernel)?;
+        }
         let points = u32::try_from(points).unwrap_or(u32::MAX);
         let cost = cost_of_cycle(points, arming);
         self.cycle = Some(CycleSeen { points, cost, armed: length, traps });
         let cpu: Duration = did.iter().map(|did| did.cpu).sum();
-        tracing::debug!(?watch, points, ?arming, ?length, ?cpu, traps, ?disarming, "a window");
+        let rare: u64 = events;
+        tracing::debug!(?watch, points, ?arming, ?length, ?cpu, traps, rare, "a window");
         Ok(())
     }
 
@@ -289,13 +431,19 @@ impl Windows {
             return Ok(());
         }
         let is_new = stretch.is_empty();
+        self.heats.draw(running, None, &mut self.random);
         let missing = running.iter().filter(|traced| !stretch.contains_key(&traced.slot.number)).copied();
         let missing: Vec<&Traced> = missing.collect();
         let begun = Instant::now();
+        let watch = match &self.kept {
+            Some(_) if self.is_whole => Watch::Blocks,
+            Some(_) => Watch::Pops,
+            None => Watch::Allocations,
+        };
         let mut points = 0;
         for traced in missing {
-            let (chosen, armed) = arm(kernel, vec![traced], Watch::Allocations)?;
-            points += chosen.iter().map(|traced| traced.points(Watch::Allocations)).sum::<usize>();
+            let (chosen, armed) = arm(kernel, vec![traced], watch, &self.heats)?;
+            points += chosen.iter().map(|traced| traced.points(watch)).sum::<usize>();
             stretch.extend(chosen.iter().map(|traced| traced.slot.number).zip([armed]));
         }
         if points > 0 {
@@ -308,11 +456,11 @@ impl Windows {
             for traced in running {
                 let now = Meter::read(kernel, traced.slot)?;
                 let Some(one) = self.processes.get_mut(&traced.slot.number) else { continue };
-                one.pass(now, &self.clock, None);
+                one.pass(now, &self.clock, Whole::Nothing, &[]);
             }
             self.number += 1;
             self.clock.begin(kernel)?;
-            kernel.set_window(Opening::open(self.number))?;
+            kernel.set_window(if self.is_whole { Opening::NONE } else { Opening::open(self.number) })?;
         }
         self.stretch = Some(stretch);
         Ok(())
@@ -328,99 +476,110 @@ impl Windows {
         if let Some(stretch) = self.stretch.take() {
             disarm(stretch.into_values().flatten());
         }
+        self.heats.learn(kernel)?;
+        self.is_no_longer_whole(kernel, processes)
+    }
+
+    /// From now on not everything is seen.
+    fn is_no_longer_whole(&mut self, kernel: &Kernel, processes: &Processes) -> Result<(), SessionError> {
+        if std::mem::take(&mut self.is_whole)
+            && let Some(kept) = &mut self.kept
+        {
+            kept.begin(kernel, processes)?;
+        }
         Ok(())
     }
 
     /// Books what is known now: a process is about to end.
     pub fn look(&mut self, kernel: &Kernel, processes: &Processes) -> Result<(), SessionError> {
+        if let Some(kept) = &mut self.kept {
+            kept.look(kernel, processes)?;
+        }
         self.settle(kernel, processes)
     }
 
     /// The last step: nothing is armed any more, and this is what was found.
     pub fn finish(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<Estimates, SessionError> {
-        self.end_stretch(kernel, processes)?;
-        self.settle(kernel, processes)?;
-        let mut estimates = Estimates {
-            windows: self.opened,
-            cost_percent: self.governor.cost_share().map(|share| share * 100.0),
-            stopped: self.stopped.map(|stopped| stopped.to_string()),
-            ..Estimates::default()
-        };
-        let (mut squares, mut is_known, mut seen, mut all) = (0.0, true, 0.0, 0.0);
-        for one in self.processes.values_mut() {
-            one.correct(&self.clock);
-            tracing::debug!(pace = ?one.pace(), slowdown = ?one.slowdown(), "what windows say of a process");
-            for (account, flow) in one.flows() {
-                let amount = Amount { bytes: whole(flow.bytes.value()), count: whole(flow.count.value()) };
-                estimates.allocated.insert(account, amount);
+        let cost_percent = |governor: &Governor| governor.cost_share().map(|share| share * 100.0);
+        if self.is_whole && self.stretch.is_some() {
+            self.settle(kernel, processes)?;
+            if let Some(stretch) = self.stretch.take() {
+                disarm(stretch.into_values().flatten());
             }
-            for total in one.totals() {
-                match total.bytes {
-                    Estimate::Known { interval, .. } => squares += interval.half_width().powi(2),
-                    Estimate::TooFewWindows { value, .. } => is_known &= value <= 0.0,
-                }
-            }
-            let (own, watched) = one.progress();
-            (all, seen) = (all + own, seen + watched);
-            is_known &= !one.has_unknown_pace();
-            estimates.slowdown = estimates.slowdown.into_iter().chain(one.slowdown()).reduce(f64::max);
+            return Ok(Estimates::whole(cost_percent(&self.governor)));
         }
-        estimates.bytes_error = is_known.then(|| whole(squares.sqrt()));
-        estimates.seen_fraction = if all > 0.0 { (seen / all).min(1.0) } else { 0.0 };
-        Ok(estimates)
+        self.end_stretch(kernel, processes)?;
+        self.look(kernel, processes)?;
+        let why_not = self.kept.as_ref().and_then(Kept::unknown);
+        let why_not = why_not.map(|why| format!("what lives is not known: {why}"));
+        let summary = WindowSummary {
+            opened: self.opened,
+            full: self.full,
+            knows_live: self.kept.as_ref().is_some_and(|kept| kept.unknown().is_none()),
+            live_unknown: self.why_not.take().or(why_not),
+            stopped: self.stopped.map(|stopped| stopped.to_string()),
+            ..WindowSummary::default()
+        };
+        let slots: Vec<u16> = self.processes.keys().copied().collect();
+        slots.into_iter().try_for_each(|slot| self.add_up(kernel, slot))?;
+        let estimates = std::mem::take(&mut self.sums).finish(summary);
+        Ok(Estimates { cost_percent: cost_percent(&self.governor), ..estimates })
     }
+
+    /// Adds up what is known of a process, for good.
+    fn add_up(&mut self, kernel: &Kernel, slot: u16) -> Result<(), SessionError> {
+        let Some(mut one) = self.processes.remove(&slot) else { return Ok(()) };
+        if let Some(kept) = self.kept.as_ref().filter(|_| self.keeps_malloc)
+            && kept.has_missed(kernel, slot)?
+        {
+            self.sums.missed(slot);
+        }
+        let kept = self.kept.iter().flat_map(|kept| kept.values(slot));
+        self.sums.add(&mut one, &self.clock, kept);
+        if let Some(kept) = &mut self.kept {
+            kept.forget(slot);
+        }
+        Ok(())
+    }
+
+    /// These have ended, and their accounts and slots are about to be given back. What is known of their accounts; `None`: their books are exact.
+    pub fn close(
+        &mut self,
+        kernel: &Kernel,
+        processes: &Processes,
+        slots: &[u16],
+    ) -> Result<Option<Known>, SessionError> {
+        self.settle(kernel, processes)?;
+        for slot in slots {
+            if self.is_whole {
+                self.processes.remove(slot);
+                self.kept.iter_mut().for_each(|kept| kept.forget(*slot));
+            } else {
+                self.add_up(kernel, *slot)?;
+            }
+        }
+        Ok((!self.is_whole).then(|| self.sums.take_known()))
+    }
+
+    /// An account was given back.
+    pub fn forget(&mut self, account: u32) {
+        self.reader.forget(account);
+        self.kept.iter_mut().for_each(|kept| kept.forget_account(account));
+    }
+}
+
+/// Points of the one of them that has most, and how many of those may be left out.
+fn points(running: &[&Traced], watch: Watch) -> Points {
+    let all = running.iter().map(|traced| traced.points(watch)).max().unwrap_or(0);
+    let pops = running.iter().map(|traced| traced.pops()).max().unwrap_or(0);
+    let optional = if watch.draws_pops() { pops.min(all) } else { 0 };
+    let [always, optional] =
+        [all - optional, optional].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    Points { always, optional }
 }
 
 /// What arming and disarming so many points has cost, by how long arming took: most of that time the target does not wait.
 fn cost_of_cycle(points: u32, arming: Duration) -> Duration {
     let machine = arming.as_secs_f64() / ARMING.seconds(f64::from(points));
     Duration::from_secs_f64(CYCLE.seconds(f64::from(points)) * machine.clamp(MACHINE.0, MACHINE.1))
-}
-
-/// Arms those that can be: who has ended meanwhile is left out.
-fn arm<'a>(
-    kernel: &mut Kernel,
-    running: Vec<&'a Traced>,
-    watch: Watch,
-) -> Result<(Vec<&'a Traced>, Vec<Armed>), SessionError> {
-    let (mut chosen, mut armed) = (Vec::new(), Vec::new());
-    for traced in running {
-        match traced.open(kernel, watch) {
-            Ok(links) => {
-                chosen.push(traced);
-                armed.extend(links);
-            }
-            Err(_) if traced.has_ended() => {}
-            // It may be about to end, or to be another program. The others go on.
-            Err(error) => tracing::warn!("process {} is left out of a window: {error}", traced.slot.pid),
-        }
-    }
-    Ok((chosen, armed))
-}
-
-fn read(kernel: &Kernel, chosen: &[&Traced]) -> Result<Vec<Meter>, SessionError> {
-    chosen.iter().map(|traced| Meter::read(kernel, traced.slot)).collect()
-}
-
-/// Waits until a window is over, or has seen what it may.
-fn wait(kernel: &Kernel, chosen: &[&Traced], before: &[Meter], window: Window) -> Result<(), SessionError> {
-    let end = Instant::now() + window.length;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        std::thread::sleep(left.min(LOOK));
-        let now = read(kernel, chosen)?;
-        let traps: u64 = now.iter().zip(before).map(|(now, before)| now.since(before).traps).sum();
-        if traps >= window.traps {
-            return Ok(());
-        }
-    }
-}
-
-/// The nearest whole number.
-#[expect(clippy::cast_sign_loss, reason = "not negative, and the cast saturates")]
-fn whole(value: f64) -> u64 {
-    value.max(0.0).round() as u64
 }

@@ -69,6 +69,9 @@ fn recording() -> impl Strategy<Value = Recording> {
                 live_bytes_error: events / 3,
                 windows: (events % 2 == 1).then(|| WindowSummary {
                     opened: events,
+                    full: events / 2,
+                    knows_live: events % 3 == 2,
+                    live_unknown: (events % 11 == 1).then(|| "mimalloc".to_owned()),
                     allocated_bytes_error: (events % 3 == 1).then_some(thinned),
                     slowdown: (events % 5 < 3).then_some(seen_fraction * 40.0),
                     stopped: (events % 7 == 1).then(|| "no \"budget\"".to_owned()),

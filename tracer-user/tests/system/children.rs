@@ -228,7 +228,7 @@ fn found_by(interpreter: &Interpreter, flags: &[&str], enter: impl Fn(&Running) 
     early.born(&mut first, 1)?;
     enter(&first)?;
     let mut tracer = alloctrace();
-    tracer.args(["record", "-v", "-o"]).arg(early.output()).args(flags);
+    tracer.args(["record", "-v", "--mode", "exact", "-o"]).arg(early.output()).args(flags);
     let mut tracer = Running::start(tracer)?;
     early.armed(&mut tracer, "Running")?;
     let mut second = start(&late)?;

@@ -46,7 +46,12 @@ pub fn alloctrace() -> Command {
 /// `alloctrace record -o OUTPUT FLAGS... --`; what is to be run comes behind.
 pub fn record(output: &Path, flags: &[&str]) -> Command {
     let mut command = alloctrace();
-    command.arg("record").arg("-o").arg(output).args(flags).arg("--");
+    command.arg("record").arg("-o").arg(output).args(flags);
+    if !flags.iter().any(|flag| matches!(*flag, "--mode" | "--budget")) {
+        // Tests count every block.
+        command.args(["--mode", "exact"]);
+    }
+    command.arg("--");
     command
 }
 

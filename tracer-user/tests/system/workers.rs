@@ -111,7 +111,18 @@ fn check(profile: &Profile, pids: &[u32]) -> Result<()> {
 
 /// Together they have several times as many stacks as there is room for.
 fn in_little_room(interpreter: &Interpreter, kind: &str, number: usize, room: &str) -> Result<()> {
-    let (profile, pids) = recorded(interpreter, kind, number, &["--stacks", room])?;
+    in_little_room_with(interpreter, kind, number, room, &[])
+}
+
+/// The same in another mode.
+pub fn in_little_room_with(
+    interpreter: &Interpreter,
+    kind: &str,
+    number: usize,
+    room: &str,
+    flags: &[&str],
+) -> Result<()> {
+    let (profile, pids) = recorded(interpreter, kind, number, &[&["--stacks", room], flags].concat())?;
     let (samples, room) = (profile.samples.len(), room.parse::<usize>()?);
     say(&format!("{}: {samples} stacks of {number} workers in room for {room}", interpreter.label));
     check(&profile, &pids)?;
