@@ -20,7 +20,8 @@ pub struct Chosen {
 /// with which it was armed there; zero where that is not known yet.
 #[must_use]
 pub fn choose(heat: &[f64], wanted: usize, random: &mut fastrand::Rng) -> Vec<Chosen> {
-    let levels = levels(heat, wanted);
+    // With less than the cold ones' least chance no point could be told from another, and the hot ones be left out.
+    let levels = levels(heat, wanted.max(heat.len() / 4 + heat.len() / 16));
     let mut chosen = Vec::new();
     for level in 0..=MAX_LEVEL {
         let mut points: Vec<usize> = (0..heat.len()).filter(|&point| levels[point] == level).collect();
