@@ -11,7 +11,7 @@ use super::malloc::Malloc;
 use super::mimalloc::{PageLayout, blocks_in_pages};
 use super::pools::{PoolCensus, blocks_in_use};
 use crate::discover::Target;
-use crate::discover::memory::{Mapping, ProcessMemory, mappings};
+use crate::discover::memory::{Mapping, ProcessMemory, ReadMemory as _, mappings};
 use crate::profile::{Figures, Known, MallocBytes, PoolBytes, ResidentBytes};
 
 const PROC: &str = "/proc";
@@ -53,6 +53,13 @@ impl FigureReader {
         &self.target
     }
 
+    /// Whether it has ended, or become another program.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let runtime = self.target.interpreter.runtime;
+        self.memory.as_ref().map_or(true, |memory| memory.read_u64(runtime).is_err())
+    }
+
     /// Looks.
     pub fn read(&mut self, objects: Objects) -> Figures {
         let Self { target, memory, tables, malloc } = self;
@@ -61,7 +68,10 @@ impl FigureReader {
             Err(error) => return Figures::unknown(&format!("its memory cannot be read: {error}")),
         };
         let now = || mappings(Path::new(PROC), target.pid);
-        // A process that waits for its parent has none.
+        // The descriptor is that of the program that was opened, whoever has its number by now.
+        if memory.read_u64(target.interpreter.runtime).is_err() {
+            return Figures::unknown(ENDED);
+        }
         let mapped = match now() {
             Ok(mapped) if !mapped.is_empty() => mapped,
             _ => return Figures::unknown(ENDED),
@@ -75,7 +85,7 @@ impl FigureReader {
             cached_bytes: census.chunks.cached_bytes + census.fast_bytes,
             mapped_bytes: census.mapped_bytes,
             mapped_chunks: census.mapped_chunks,
-            uncertain_bytes: census.chunks.reread_bytes,
+            reread_bytes: census.chunks.reread_bytes,
         });
         let figures = Figures { pools: pools.into(), malloc: malloc.into(), resident: resident(target.pid) };
         if figures.resident.reason().is_some() { Figures::unknown(ENDED) } else { figures }

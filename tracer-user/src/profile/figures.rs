@@ -73,8 +73,8 @@ pub struct MallocBytes {
     pub mapped_bytes: u64,
     /// How many.
     pub mapped_chunks: u64,
-    /// How much may be in the wrong part: the heap changed while it was read.
-    pub uncertain_bytes: u64,
+    /// How much was read more than once, because it changed meanwhile: how far this is from a single moment.
+    pub reread_bytes: u64,
 }
 
 /// The kernel's figures.

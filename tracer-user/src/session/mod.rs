@@ -10,6 +10,7 @@ mod ended;
 mod find;
 mod follow;
 mod growth;
+mod looks;
 mod mallocs;
 mod meter;
 mod preparation;

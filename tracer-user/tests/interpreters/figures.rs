@@ -118,7 +118,7 @@ pub fn check_churn(interpreter: &Interpreter) -> Result<()> {
         match figures.malloc.get() {
             Some(malloc) => {
                 known += 1;
-                uncertain += u32::from(malloc.uncertain_bytes > 0);
+                uncertain += u32::from(malloc.reread_bytes > 0);
                 ensure!((5 << 20..80 << 20).contains(&malloc.in_use_bytes), "{malloc:?}");
             }
             None => unknown.extend(figures.malloc.reason().map(str::to_owned)),
