@@ -63,8 +63,7 @@ impl PoolCensus {
         let pool_size = u64::from(pools.pool_size);
         let in_pools: u64 = self.classes.iter().map(|class| class.pools).sum();
         let capacity = |size: u64| (pool_size - HEADER as u64) / (16 * size) * 16 * size;
-        let room: u64 =
-            self.classes.iter().zip(1..).map(|(class, size)| class.pools * capacity(size)).sum();
+        let room: u64 = self.classes.iter().zip(1..).map(|(class, size)| class.pools * capacity(size)).sum();
         let arenas_bytes = self.arenas * u64::from(pools.arena_size);
         let torn = self.invalid_pools * pool_size + self.lost_arenas * u64::from(pools.arena_size);
         PoolBytes {

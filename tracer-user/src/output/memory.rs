@@ -5,10 +5,12 @@
 use super::text;
 use crate::profile::{Change, Figures, Process, Verdict};
 
-/// `python main.py [4711]: memory: requested 81.20 MiB, ...`; nothing where nobody has looked.
+/// `python main.py [4711]: memory after 9.1 s: requested 81.20 MiB, ...`; nothing where nobody has looked.
 pub fn line(process: &Process) -> Option<String> {
     let look = process.memory.latest()?;
-    let mut line = format!("{}: memory: {}", text::process(process), figures(&look.figures));
+    let seconds = look.since_nanoseconds as f64 / 1e9;
+    let who = text::process(process);
+    let mut line = format!("{who}: memory after {seconds:.1} s: {}", figures(&look.figures));
     if let Some(change) = process.memory.change() {
         line.push_str(&changes(change));
         line.push_str(process.memory.verdict().map_or("", meaning));
@@ -89,8 +91,7 @@ mod tests {
             ..PoolBytes::default()
         };
         let resident = ResidentBytes { anonymous_bytes: 103 * MIB, ..ResidentBytes::default() };
-        let figures =
-            Figures { pools: Known::Known(pools), malloc, resident: Known::Known(resident) };
+        let figures = Figures { pools: Known::Known(pools), malloc, resident: Known::Known(resident) };
         Look::after(Duration::from_secs(second), figures)
     }
 
@@ -106,7 +107,7 @@ mod tests {
         let malloc = || Known::Known(malloc);
         assert_eq!(
             line(&process(vec![look(0, 80, 1, malloc()), look(10, 20, 50, malloc())])).unwrap(),
-            "python x.py [7]: memory: requested 21.00 MiB, held free 52.50 MiB (pools 50.00 MiB, arenas 512.00 KiB, \
+            "python x.py [7]: memory after 10.0 s: requested 21.00 MiB, held free 52.50 MiB (pools 50.00 MiB, arenas 512.00 KiB, \
              malloc 2.00 MiB), resident 103.00 MiB; in 10.0 s -60.00 MiB, +49.00 MiB, +0 B: fragmentation, free memory is kept"
         );
         assert!(line(&process(vec![look(0, 80, 1, malloc())])).unwrap().ends_with("resident 103.00 MiB"));
@@ -118,7 +119,7 @@ mod tests {
         let unknown = || Known::Unknown { unknown: "malloc is \x1b another's".to_owned() };
         assert_eq!(
             line(&process(vec![look(0, 80, 1, unknown()), look(9, 90, 1, unknown())])).unwrap(),
-            "python x.py [7]: memory: requested of pymalloc 90.00 MiB, held free by it 1.50 MiB, resident 103.00 MiB, \
+            "python x.py [7]: memory after 9.0 s: requested of pymalloc 90.00 MiB, held free by it 1.50 MiB, resident 103.00 MiB, \
              not known: malloc is \\x1b another's"
         );
     }

@@ -176,8 +176,14 @@ mod tests {
         assert_eq!(figures.rest_bytes(), Some(-280));
         assert!(figures.is_complete());
         figures.malloc = Known::Unknown { unknown: "no".to_owned() };
-        assert_eq!((figures.requested_bytes(), figures.held_bytes(), figures.rest_bytes()), (None, None, None));
-        assert_eq!((figures.resident_bytes(), figures.reasons().collect::<Vec<_>>()), (Some(900), vec!["no"]));
+        assert_eq!(
+            (figures.requested_bytes(), figures.held_bytes(), figures.rest_bytes()),
+            (None, None, None)
+        );
+        assert_eq!(
+            (figures.resident_bytes(), figures.reasons().collect::<Vec<_>>()),
+            (Some(900), vec!["no"])
+        );
     }
 
     #[test]

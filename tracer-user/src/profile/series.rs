@@ -70,7 +70,8 @@ impl Series {
         while self.looks.len() > most.max(1) {
             let last = self.looks.len() - 1;
             let mut place = 0..;
-            self.looks.retain(|_| place.next().is_some_and(|place| place % 2 == 0 || place == last && most > 1));
+            self.looks
+                .retain(|_| place.next().is_some_and(|place| place % 2 == 0 || place == last && most > 1));
         }
     }
 
@@ -101,7 +102,8 @@ impl Series {
     #[must_use]
     pub fn change(&self) -> Option<Change> {
         let (first, last) = (self.complete().next()?, self.complete().next_back()?);
-        let nanoseconds = last.since_nanoseconds.checked_sub(first.since_nanoseconds).filter(|time| *time > 0)?;
+        let nanoseconds =
+            last.since_nanoseconds.checked_sub(first.since_nanoseconds).filter(|time| *time > 0)?;
         let between = |of: fn(&Figures) -> Option<u64>| {
             Some(i128::from(of(&last.figures)?) - i128::from(of(&first.figures)?))
         };

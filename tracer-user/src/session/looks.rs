@@ -22,8 +22,12 @@ use crate::profile::{Look, ProcessIndex, Series};
 const EVERY: Duration = Duration::from_secs(1);
 /// Between two looks, in what a look at all of them costs: 0.2 %.
 const COSTS: u32 = 500;
-/// What is not whole is not kept this early: the interpreter may not have started.
+/// Before that is asked, so that something is known of what does not run for long.
+const CREDIT: Duration = Duration::from_millis(50);
+/// What is not whole is not kept this early: the interpreter may not have started, and soon there is another look.
 const EARLY: Duration = Duration::from_secs(1);
+/// Between those.
+const SOON: Duration = Duration::from_millis(50);
 /// For all last looks together; who has pressed Ctrl-C waits.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Looks that are kept of all processes together, 7 MB.
@@ -168,6 +172,8 @@ impl Watched {
 #[derive(Debug, Default)]
 struct All {
     list: Vec<Watched>,
+    /// All looks have cost this.
+    spent: Duration,
 }
 
 impl All {
@@ -192,14 +198,23 @@ impl All {
     fn look_at_one(&mut self) {
         let now = Instant::now();
         let most = most(self.list.len());
-        let Some(watched) = self.running().min_by_key(|watched| watched.next).filter(|found| found.next <= now)
+        let Some(watched) =
+            self.running().min_by_key(|watched| watched.next).filter(|found| found.next <= now)
         else {
             return;
         };
         watched.look(most);
-        let index = watched.index;
+        let (index, cost) = (watched.index, watched.cost);
+        let is_early = watched.series.is_empty() && watched.started.elapsed() < EARLY;
+        self.spent += cost;
+        let has_credit = self.spent <= CREDIT;
         let round = self.running().map(|watched| watched.cost).sum();
-        let next = Instant::now() + pause(round);
+        let next = Instant::now()
+            + match (has_credit, is_early) {
+                (true, true) => SOON,
+                (true, false) => EVERY,
+                (false, _) => pause(round),
+            };
         self.running().filter(|watched| watched.index == index).for_each(|watched| watched.next = next);
     }
 

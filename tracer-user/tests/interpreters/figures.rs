@@ -50,7 +50,10 @@ impl Asked {
 }
 
 fn near(what: &str, found: u64, expected: u64) -> Result<()> {
-    ensure!(found.abs_diff(expected) <= expected / 100 + SLACK, "{what}: {found}, the process says {expected}");
+    ensure!(
+        found.abs_diff(expected) <= expected / 100 + SLACK,
+        "{what}: {found}, the process says {expected}"
+    );
     Ok(())
 }
 

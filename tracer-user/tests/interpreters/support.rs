@@ -119,7 +119,12 @@ impl Target {
     }
 
     /// One that is asked by its standard input.
-    pub fn start_asked(interpreter: &Interpreter, name: &str, arguments: &[&str], stderr: Stdio) -> Result<Self> {
+    pub fn start_asked(
+        interpreter: &Interpreter,
+        name: &str,
+        arguments: &[&str],
+        stderr: Stdio,
+    ) -> Result<Self> {
         Self::start_with(interpreter, name, arguments, Stdio::piped(), stderr)
     }
 

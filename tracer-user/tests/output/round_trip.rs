@@ -2,8 +2,8 @@
 
 use alloctrace::profile::{
     Amount, Cost, Coverage, Domain, Figures, Followed, Frame, FrameId, FrameKind, Known, Look, Losses,
-    MallocBytes, Metric, PoolBytes, Process, ProcessIndex, Profile, Recording, Residence, ResidentBytes, Sample,
-    Series, Stack, Values, WindowSummary,
+    MallocBytes, Metric, PoolBytes, Process, ProcessIndex, Profile, Recording, Residence, ResidentBytes,
+    Sample, Series, Stack, Values, WindowSummary,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};

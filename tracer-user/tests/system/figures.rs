@@ -1,13 +1,11 @@
 //! What memory is made of while it is recorded: a leak, fragmentation, other allocators, and the end of short programs.
 
-use alloctrace::profile::{Figures, Look, Profile, Series, Verdict};
+use alloctrace::profile::{Figures, Look, PoolBytes, Profile, Series, Verdict};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::machine::Interpreter;
-use crate::support::{
-    Finished, alloctrace, folder, interrupt, load, record, run, say, target, tracer,
-};
+use crate::support::{Finished, alloctrace, folder, interrupt, load, record, run, say, target, tracer};
 use crate::{Test, each, free, one};
 
 pub const TESTS: &[Test] = &[
@@ -65,7 +63,7 @@ impl Seen {
 
     fn summary(&self, part: &str) -> Result<()> {
         let mut lines = self.finished.stderr.lines();
-        let line = lines.find(|line| line.contains(": memory: ")).context("no line")?;
+        let line = lines.find(|line| line.contains(": memory after ")).context("no line")?;
         say(line);
         ensure!(line.contains(part), "{line}");
         Ok(())
@@ -84,7 +82,10 @@ fn compare(figures: &Figures, truth: &Value) -> Result<()> {
     };
     // glibc counts what caches of threads have as in use; the interpreters test has that to the byte.
     let free = said("fordblks")?;
-    ensure!((free.saturating_sub(MIB / 8)..free + 2 * MIB).contains(&malloc.free_bytes), "{malloc:?}, {truth}");
+    ensure!(
+        (free.saturating_sub(MIB / 8)..free + 2 * MIB).contains(&malloc.free_bytes),
+        "{malloc:?}, {truth}"
+    );
     ensure!(malloc.mapped_bytes == said("hblkhd")?, "{malloc:?}, {truth}");
     Ok(())
 }
@@ -97,7 +98,9 @@ fn fragmentation(interpreter: &Interpreter) -> Result<()> {
         anyhow::bail!("{first:?}")
     };
     ensure!(before.in_use_bytes > after.in_use_bytes + 40 * MIB, "{before:?}, {after:?}");
-    ensure!(after.free_in_pools_bytes > before.free_in_pools_bytes + 40 * MIB, "{before:?}, {after:?}");
+    // Pools of 4 KiB, to 3.9, hold twelve such blocks: most of them are empty as a whole, and their arenas stay.
+    let held = |pools: &PoolBytes| pools.free_in_pools_bytes + pools.free_pools_bytes;
+    ensure!(held(after) > held(before) + 40 * MIB, "{before:?}, {after:?}");
     if interpreter.label.ends_with("musl") {
         return seen.summary("not known: malloc is that of `");
     }
@@ -134,11 +137,14 @@ fn leak_in_budget_mode(interpreter: &Interpreter) -> Result<()> {
     leak(interpreter, &["--mode", "budget", "--budget", "1"])
 }
 
+/// It rests before it ends: what it holds after it has tidied up says nothing.
+const PROGRAM: &str = "import time; kept = [bytes(300) for _ in range(20_000)]; time.sleep(3)";
+
 fn of_command(interpreter: &Interpreter, setting: Option<&str>) -> Result<(Profile, Finished)> {
     let folder = folder()?;
     let output = folder.path().join("x.pb.gz");
     let mut command = record(&output, &["--mode", "exact"]);
-    command.arg(&interpreter.python).args(["-c", "kept = [bytes(300) for _ in range(20_000)]"]);
+    command.arg(&interpreter.python).args(["-c", PROGRAM]);
     if let Some(setting) = setting {
         command.env("PYTHONMALLOC", setting);
     }
@@ -146,12 +152,13 @@ fn of_command(interpreter: &Interpreter, setting: Option<&str>) -> Result<(Profi
     Ok((load(&output)?, finished))
 }
 
-/// However short it was, there is one look at least.
+/// The last look is one at what it held, and not at what was left when it had tidied up.
 fn command(interpreter: &Interpreter) -> Result<()> {
     let (profile, _) = of_command(interpreter, None)?;
     let series = &profile.processes.first().context("no process")?.memory;
     let look = series.latest().context("no look")?;
-    ensure!(look.figures.is_complete(), "{look:?}");
+    let requested = look.figures.requested_bytes().with_context(|| format!("{look:?}"))?;
+    ensure!((6 * MIB..20 * MIB).contains(&requested), "{look:?}");
     Ok(())
 }
 

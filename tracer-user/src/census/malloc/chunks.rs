@@ -95,11 +95,7 @@ enum Fault {
 }
 
 /// Counts. `key`: what marks chunks in caches, if that is known.
-pub(super) fn count(
-    memory: &impl ReadMemory,
-    stretch: &Stretch,
-    key: Option<u64>,
-) -> Result<Chunks, Reason> {
+pub(super) fn count(memory: &impl ReadMemory, stretch: &Stretch, key: Option<u64>) -> Result<Chunks, Reason> {
     let mut position = Position { at: stretch.first, before: None, sums: Chunks::default() };
     let mut pieces: VecDeque<Position> = VecDeque::new();
     let (mut returns, mut back, mut furthest) = (0, 1, 0);

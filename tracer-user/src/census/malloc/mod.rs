@@ -40,7 +40,9 @@ pub enum Reason {
         number: usize,
     },
     /// No main arena in the C library's data, or what is there does not hold together.
-    #[error("found no state of malloc in `{name}`: it is of another build than glibc 2.27 and later for 64 bits")]
+    #[error(
+        "found no state of malloc in `{name}`: it is of another build than glibc 2.27 and later for 64 bits"
+    )]
     NoState {
         /// The file.
         name: String,
@@ -68,7 +70,9 @@ pub enum Reason {
         bytes: u64,
     },
     /// Chunks whose headers contradict each other, again and again.
-    #[error("chunks at `{address:#x}` did not hold together in several readings: the process changes them too fast")]
+    #[error(
+        "chunks at `{address:#x}` did not hold together in several readings: the process changes them too fast"
+    )]
     Torn {
         /// Where it broke.
         address: u64,

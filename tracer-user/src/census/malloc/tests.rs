@@ -40,8 +40,11 @@ impl Fake {
     }
 
     fn set(&mut self, address: u64, value: u64) {
-        let (start, bytes) =
-            self.0.iter_mut().find(|(start, bytes)| (*start..*start + bytes.len() as u64).contains(&address)).unwrap();
+        let (start, bytes) = self
+            .0
+            .iter_mut()
+            .find(|(start, bytes)| (*start..*start + bytes.len() as u64).contains(&address))
+            .unwrap();
         let at = (address - *start) as usize;
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
@@ -197,8 +200,7 @@ fn read(process: &Process) -> Result<MallocCensus, Reason> {
 }
 
 fn chunks() -> impl Strategy<Value = Vec<Chunk>> {
-    let state =
-        prop_oneof![4 => Just(State::Used), 2 => Just(State::Free), 1 => Just(State::Cached), 1 => Just(State::Fast)];
+    let state = prop_oneof![4 => Just(State::Used), 2 => Just(State::Free), 1 => Just(State::Cached), 1 => Just(State::Fast)];
     let size = prop_oneof![8 => 2..60_u64, 1 => 60..20_000_u64];
     prop::collection::vec((state, size), 0..150).prop_map(|chunks| {
         let sized = chunks.into_iter().map(|(state, units)| match state {
@@ -308,7 +310,11 @@ fn a_piece_that_changed_is_read_again() {
         fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
             self.0.read(address, buffer)?;
             // The first time that the middle of the heap is read it is nonsense.
-            if address > HEAP && address < ARENA && buffer.len() > 4096 && self.1.replace(self.1.get() + 1) == 0 {
+            if address > HEAP
+                && address < ARENA
+                && buffer.len() > 4096
+                && self.1.replace(self.1.get() + 1) == 0
+            {
                 buffer.fill(0x99);
             }
             Ok(())
@@ -317,8 +323,7 @@ fn a_piece_that_changed_is_read_again() {
     let many: Vec<Chunk> = (0..4000).map(|_| (State::Used, 64)).collect();
     let found = process(&many, None);
     let memory = Changing(found.memory.clone(), std::cell::Cell::new(0));
-    let census =
-        Malloc::default().read(&memory, || Ok(found.mappings.clone()), Some(LIBRARY)).unwrap();
+    let census = Malloc::default().read(&memory, || Ok(found.mappings.clone()), Some(LIBRARY)).unwrap();
     assert!(census.chunks.reread_bytes > 0 || memory.1.get() > 0);
     let chunks = super::chunks::Chunks { reread_bytes: 0, ..census.chunks };
     assert_eq!(MallocCensus { chunks, ..census }, found.expected);
