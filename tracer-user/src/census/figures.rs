@@ -10,8 +10,8 @@ use super::arenas::{ArenaVariables, Reason, find_arenas};
 use super::malloc::Malloc;
 use super::mimalloc::{PageLayout, blocks_in_pages};
 use super::pools::{PoolCensus, blocks_in_use};
-use crate::discover::Target;
 use crate::discover::memory::{Mapping, ProcessMemory, ReadMemory as _, mappings};
+use crate::discover::{Interpreter, Target};
 use crate::profile::{Figures, Known, MallocBytes, PoolBytes, ResidentBytes};
 
 const PROC: &str = "/proc";
@@ -51,6 +51,14 @@ impl FigureReader {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Whether its interpreter has started: before, nothing is where it will be.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        let Interpreter { runtime, layout, .. } = &self.target.interpreter;
+        let head = runtime.wrapping_add(layout.runtime.interpreters_head.into());
+        self.memory.as_ref().is_ok_and(|memory| memory.read_u64(head).is_ok_and(|first| first != 0))
     }
 
     /// Whether it has ended, or become another program.

@@ -22,11 +22,11 @@ use crate::profile::{Look, ProcessIndex, Series};
 const EVERY: Duration = Duration::from_secs(1);
 /// Between two looks, in what a look at all of them costs: 0.2 %.
 const COSTS: u32 = 500;
-/// Before that is asked, so that something is known of what does not run for long.
-const CREDIT: Duration = Duration::from_millis(50);
-/// What is not whole is not kept this early: the interpreter may not have started, and soon there is another look.
+/// Before that is asked, so that something is known of what does not run for long; the first look has to find everything.
+const CREDIT: Duration = Duration::from_millis(200);
+/// An interpreter that starts is waited for as long.
 const EARLY: Duration = Duration::from_secs(1);
-/// Between those.
+/// Between two looks whether it has.
 const SOON: Duration = Duration::from_millis(50);
 /// For all last looks together; who has pressed Ctrl-C waits.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -130,7 +130,7 @@ struct Watched {
     /// Of the latest look.
     cost: Duration,
     series: Series,
-    /// A look that was not whole although it was early.
+    /// A look that came too early, or too late.
     early: Option<Look>,
 }
 
@@ -138,6 +138,10 @@ impl Watched {
     /// Looks; there are at most `most` looks after it.
     fn look(&mut self, most: usize) {
         let Some(reader) = &mut self.reader else { return };
+        let is_early = self.started.elapsed() < EARLY;
+        if is_early && !reader.has_started() && !reader.has_ended() {
+            return;
+        }
         let began = cpu_time();
         let objects = self.objects.or_else(|| objects(reader, self.tables, self.pages));
         let figures = reader.read(objects.unwrap_or(Objects::Pymalloc));
@@ -150,7 +154,7 @@ impl Watched {
         if has_ended {
             self.reader = None;
             self.early.get_or_insert(look);
-        } else if look.figures.is_complete() || self.started.elapsed() > EARLY {
+        } else if look.figures.pools.get().is_some() || !is_early {
             self.series.push(look, most);
         } else {
             self.early = Some(look);

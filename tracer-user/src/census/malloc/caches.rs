@@ -1,9 +1,10 @@
 //! Free chunks that look in use: those in the caches of threads (tcache), and in fast bins.
 //!
 //! Since 2.29 a chunk in a cache carries a mark in its second word (`tcache_entry.key`): from 2.34 on one random number for the
-//! whole process (`tcache_key`), before that the address of the cache. It is learnt from the main thread's cache, which is the
-//! first chunk of the heap (`tcache_init`, malloc/malloc.c). Fast bins are lists. It must not know heaps.
+//! whole process (`tcache_key`), before that the address of the cache. It is learnt from a cache itself, which is one of the first
+//! chunks of its arena (`tcache_init`, malloc/malloc.c). Fast bins are lists. It must not know arenas.
 
+use super::heaps::Stretch;
 use super::places::{FAST_BIN_COUNT, FAST_BINS, State};
 use crate::discover::memory::ReadMemory;
 
@@ -14,15 +15,29 @@ const CACHES: [(u64, usize); 3] = [(0x250, 64), (0x290, 128), (0x300, 152)];
 const LISTS: usize = 64;
 /// Lists of which the first chunk is looked at.
 const MOST_LISTS: usize = 8;
+/// Chunks that are looked at for a cache, of one stretch.
+const MOST_CHUNKS: usize = 512;
 /// Chunks of fast bins that are followed, of one arena; a read each.
 const MOST_FAST: u64 = 1 << 16;
 
-/// The mark of chunks in caches; `None` if the main thread's cache does not say: it is empty or not there.
-pub(super) fn tcache_key(memory: &impl ReadMemory, heap_start: u64) -> Option<u64> {
-    let header = memory.read_u64(heap_start.checked_add(8)?).ok()?;
-    let (size, lists) = CACHES.into_iter().find(|(size, _)| *size == header & !7)?;
+/// The mark of chunks in caches; `None` if no cache among the first chunks of a stretch says so: it is empty or not there.
+pub(super) fn tcache_key(memory: &impl ReadMemory, stretch: &Stretch) -> Option<u64> {
+    let mut at = stretch.first;
+    for _ in 0..MOST_CHUNKS {
+        let size = memory.read_u64(at.checked_add(8)?).ok()? & !7;
+        let cache = CACHES.into_iter().find(|(known, _)| *known == size);
+        if let Some(key) = cache.and_then(|(size, lists)| key_in(memory, at, size, lists)) {
+            return Some(key);
+        }
+        at = at.checked_add(size).filter(|next| size >= 32 && *next < stretch.limit)?;
+    }
+    None
+}
+
+/// The mark, if the chunk at an address is a cache.
+fn key_in(memory: &impl ReadMemory, at: u64, size: u64, lists: usize) -> Option<u64> {
     let mut bytes = vec![0; usize::try_from(size).ok()? - 16];
-    memory.read(heap_start + 16, &mut bytes).ok()?;
+    memory.read(at.checked_add(16)?, &mut bytes).ok()?;
     let (heads, _) = bytes.get(lists..)?.as_chunks::<8>();
     let heads = heads.iter().take(LISTS).map(|head| u64::from_le_bytes(*head));
     let heads = heads.filter(|head| *head != 0 && head.is_multiple_of(16)).take(MOST_LISTS);

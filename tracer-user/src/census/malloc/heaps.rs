@@ -63,8 +63,8 @@ pub(super) fn stretches(
         if states.len() >= MOST_ARENAS || stretches.len() >= MOST_HEAPS {
             return Err(Reason::BadArena { address: next });
         }
-        let state = State::read(memory, next)?;
-        stretches.extend(heaps_of(memory, &state)?);
+        let state = State::read(memory, next, places.missing)?;
+        stretches.extend(heaps_of(memory, &state, places.missing as u64)?);
         states.push(state);
     }
 }
@@ -85,25 +85,26 @@ fn heap_info(memory: &impl ReadMemory, base: u64) -> Result<HeapInfo, Reason> {
 }
 
 /// The stretches of an arena that is not the main one, newest first; together they must be what it has from the system.
-fn heaps_of(memory: &impl ReadMemory, state: &State) -> Result<Vec<Stretch>, Reason> {
-    let bad = Reason::BadArena { address: state.address };
-    let header = state.address % HEAP_MAX;
+fn heaps_of(memory: &impl ReadMemory, state: &State, missing: u64) -> Result<Vec<Stretch>, Reason> {
+    let address = state.address.wrapping_add(missing);
+    let bad = Reason::BadArena { address };
+    let header = address % HEAP_MAX;
     let mut stretches = Vec::new();
     let mut base = state.top() - state.top() % HEAP_MAX;
     let mut total = 0;
     for _ in 0..MOST_HEAPS {
         let info = heap_info(memory, base)?;
-        let is_sound = info.arena == state.address
+        let is_sound = info.arena == address
             && info.bytes.is_multiple_of(4096)
             && (FENCE + 64..=HEAP_MAX).contains(&info.bytes);
         // The state lies in the oldest heap, right behind what the heap says of itself.
-        let is_oldest = base == state.address - header;
+        let is_oldest = base == address - header;
         let is_end = info.previous == 0;
         if !is_sound || !HEAP_HEADERS.contains(&header) || is_oldest != is_end {
             return Err(bad);
         }
         let is_newest = stretches.is_empty();
-        let from = if is_oldest { header + STATE as u64 } else { header };
+        let from = if is_oldest { header + STATE as u64 - missing } else { header };
         let end = base + info.bytes;
         let limit = if is_newest { state.top() } else { end - FENCE };
         let first = base + from.next_multiple_of(16);

@@ -41,7 +41,7 @@ pub enum Reason {
     },
     /// No main arena in the C library's data, or what is there does not hold together.
     #[error(
-        "found no state of malloc in `{name}`: it is of another build than glibc 2.27 and later for 64 bits"
+        "found no state of malloc in `{name}`: it is of another build than glibc's 2.27 to 2.43 for 64 bits"
     )]
     NoState {
         /// The file.
@@ -107,6 +107,8 @@ pub struct MallocCensus {
 
 /// Most bytes of heaps that one look reads: 4 GiB, about 2 s.
 const MOST_BYTES: u64 = 4 << 30;
+/// Heaps that are searched for a thread's cache.
+const MOST_SEARCHED: usize = 8;
 /// Tries before a heap counts as torn; each has some of its own (`chunks.rs`).
 const TRIES: usize = 3;
 
@@ -156,16 +158,24 @@ impl Malloc {
             Some(places) => places,
             None => Places::find(memory, mappings, library, &heap)?,
         };
+        let all = |places: &Places| stretches(memory, places, places.main(memory, &heap)?, &heap);
+        // With the wrong layout no arena leads back to the main one.
+        let (places, (states, stretches)) = match (all(&places), known) {
+            (Ok(found), _) => (places, found),
+            (Err(reason), None) => {
+                let places = places.without_fast_bins();
+                (places, all(&places).map_err(|_| reason)?)
+            }
+            (Err(reason), _) => return Err(reason),
+        };
         self.places = Some(places);
-        let main = places.main(memory, &heap)?;
         let mapped = places.mapped(memory, &heap)?;
-        let (states, stretches) = stretches(memory, &places, main, &heap)?;
         let heap_bytes = stretches.iter().fold(0_u64, |sum, stretch| sum.saturating_add(stretch.bytes()));
         if heap_bytes > MOST_BYTES {
             return Err(Reason::TooLarge { bytes: heap_bytes });
         }
         if self.key.is_none() {
-            self.key = tcache_key(memory, heap.start);
+            self.key = stretches.iter().take(MOST_SEARCHED).find_map(|stretch| tcache_key(memory, stretch));
         }
         self.sum(memory, &states, &stretches, mapped)
     }

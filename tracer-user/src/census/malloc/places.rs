@@ -3,13 +3,16 @@
 //! Both are static variables of the C library without symbols in stripped files (`main_arena` and `mp_`, malloc/malloc.c). They
 //! are searched for in the library's own data by what they are: an arena by its 127 bins, each of which points to itself or
 //! into the heap, and by its size, which is the heap's; the parameters by the heap's beginning (`sbrk_base`), with counts
-//! around it that agree. `struct malloc_state` has not changed from 2.27 to 2.41. It must not know chunks.
+//! around it that agree. `struct malloc_state` has not changed from 2.27 to 2.41; 2.43 has no fast bins, and all that follows
+//! them is 88 bytes nearer to its beginning. It must not know chunks.
 
 use super::{Reason, read_word};
 use crate::discover::memory::{Mapping, ReadMemory};
 
-/// Size of `struct malloc_state`.
+/// Size of `struct malloc_state`, with fast bins.
 pub(super) const STATE: usize = 2200;
+/// What is missing of it where there are none: `have_fastchunks` with its padding, and the bins.
+pub(super) const NO_FAST: usize = 88;
 /// Offset of `fastbinsY` in it.
 pub(super) const FAST_BINS: usize = 16;
 /// How many there are (`NFASTBINS`).
@@ -53,10 +56,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn read(memory: &impl ReadMemory, address: u64) -> Result<Self, Reason> {
+    /// `missing`: what it has less of, see [`NO_FAST`]; it is filled up with zeros, and its address is that of a whole one.
+    pub(super) fn read(memory: &impl ReadMemory, address: u64, missing: usize) -> Result<Self, Reason> {
         let mut bytes = vec![0; STATE];
-        memory.read(address, &mut bytes).map_err(|source| Reason::Unreadable { address, source })?;
-        Ok(Self::of(address, &bytes))
+        let there = bytes.get_mut(missing..).unwrap_or_default();
+        memory.read(address, there).map_err(|source| Reason::Unreadable { address, source })?;
+        Ok(Self::of(address.wrapping_sub(missing as u64), &bytes))
     }
 
     fn of(address: u64, bytes: &[u8]) -> Self {
@@ -95,6 +100,8 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Places {
     pub main_arena: u64,
+    /// What its arenas have less of: nothing, or [`NO_FAST`].
+    pub missing: usize,
     /// Of `mp_.mmapped_mem`.
     mapped: u64,
     /// Of `mp_.n_mmaps`, from there backwards: 2.35 put an integer before it, which moved it.
@@ -121,7 +128,12 @@ impl Places {
         let (Some(main_arena), Some((mapped, number_before))) = (main_arena, parameters) else {
             return Err(Reason::NoState { name: library.rsplit('/').next().unwrap_or_default().to_owned() });
         };
-        Ok(Self { main_arena, mapped, number_before })
+        Ok(Self { main_arena, missing: 0, mapped, number_before })
+    }
+
+    /// The same for arenas without fast bins.
+    pub(super) fn without_fast_bins(self) -> Self {
+        Self { main_arena: self.main_arena.wrapping_add(NO_FAST as u64), missing: NO_FAST, ..self }
     }
 
     /// Whether what was found earlier is still there: the process may have become another program.
@@ -131,7 +143,7 @@ impl Places {
 
     /// The main arena's state, which must be the heap's.
     pub(super) fn main(&self, memory: &impl ReadMemory, heap: &Heap) -> Result<State, Reason> {
-        let state = State::read(memory, self.main_arena)?;
+        let state = State::read(memory, self.main_arena, self.missing)?;
         let (system_bytes, heap_bytes) = (state.system_bytes(), heap.end - heap.start);
         // The heap may have grown or shrunk since the mappings were read; the state is what counts.
         let end = heap.start.wrapping_add(system_bytes);
@@ -152,8 +164,11 @@ impl Places {
         let address = self.mapped.wrapping_sub(self.number_before);
         memory.read(address, &mut number).map_err(|source| Reason::Unreadable { address, source })?;
         let number = u64::from(u32::from_le_bytes(number));
-        let is_sound = bytes.is_multiple_of(4096) && self.hold(memory, heap);
-        if is_sound { Ok((number, bytes)) } else { Err(Reason::BadArena { address: self.mapped }) }
+        if self.hold(memory, heap) {
+            Ok((number, bytes))
+        } else {
+            Err(Reason::BadArena { address: self.mapped })
+        }
     }
 }
 
@@ -178,7 +193,7 @@ fn parameters_in(start: u64, bytes: &[u8], heap: &Heap) -> Option<(u64, u64)> {
     words.windows(6).zip(0_u64..).find_map(|(window, place)| {
         // `.., n_mmaps, n_mmaps_max, max_n_mmaps, no_dyn_threshold` (32 bits each), `mmapped_mem`, `max_mmapped_mem`, `sbrk_base`
         let [before, first, second, mapped, most, base] = window else { return None };
-        if *base != heap.start || !mapped.is_multiple_of(4096) || mapped > most {
+        if *base != heap.start || mapped > most {
             return None;
         }
         let (low, high) = (|word: &u64| word & 0xffff_ffff, |word: &u64| word >> 32);

@@ -75,6 +75,13 @@ impl Fake {
         self.set(at + 8, (end - at) | u64::from(before));
     }
 
+    /// One of 2.43, in a heap: nothing may be written before it.
+    fn short_arena(&mut self, address: u64, top: u64, system: u64, next: u64) {
+        self.set(address + 8, top);
+        self.set(address + 2072, next);
+        self.set(address + 2096, system);
+    }
+
     fn arena(&mut self, address: u64, top: u64, system: u64, next: u64, fast: u64) {
         for bin in 0..127 {
             let own = address + 96 + 16 * bin;
@@ -115,6 +122,11 @@ struct Process {
 
 /// A main arena of `main`, and with `other` a second one of two heaps.
 fn process(main: &[Chunk], other: Option<&[Chunk]>) -> Process {
+    process_with(main, other, 0)
+}
+
+/// `missing`: what arenas have less of.
+fn process_with(main: &[Chunk], other: Option<&[Chunk]>, missing: usize) -> Process {
     let mut memory = Fake::default();
     let chunks: Vec<Chunk> = [CACHE].iter().chain(&TWO_CACHED).chain(main).copied().collect();
     let used: u64 = chunks.iter().map(|(_, size)| size).sum();
@@ -126,7 +138,9 @@ fn process(main: &[Chunk], other: Option<&[Chunk]>) -> Process {
     memory.top(end, HEAP + heap);
     memory.set(HEAP + 16 + 128, HEAP + 0x290 + 16);
     memory.set(HEAP + 16 + 136, HEAP + 0x290 + 32 + 16);
-    memory.arena(ARENA, end.0, heap, if other.is_some() { OTHER + HEAD as u64 } else { ARENA }, fast);
+    let main_arena = ARENA + missing as u64;
+    let next = if other.is_some() { OTHER + HEAD as u64 } else { main_arena };
+    memory.arena(ARENA, end.0, heap, next, if missing > 0 { 0 } else { fast });
     // Two mapped chunks of three pages, as since 2.35.
     for (words, value) in [(5, 2 << 32), (4, 2 << 32 | 65536), (3, 0), (2, 0x3000), (1, 0x9000), (0, HEAP)] {
         memory.set(BASE - 8 * words, value);
@@ -139,7 +153,7 @@ fn process(main: &[Chunk], other: Option<&[Chunk]>) -> Process {
         DATA + 0x1000
     );
     if let Some(chunks) = other {
-        let first = (HEAD + STATE).next_multiple_of(16) as u64;
+        let first = (HEAD + STATE - missing).next_multiple_of(16) as u64;
         let size: u64 = chunks.iter().map(|(_, size)| size).sum();
         let newest = (HEAD as u64 + size + 64).next_multiple_of(4096);
         let oldest = (first + size + 32).next_multiple_of(4096) + 4096;
@@ -164,7 +178,11 @@ fn process(main: &[Chunk], other: Option<&[Chunk]>) -> Process {
         let end = memory.chunks(SECOND + HEAD as u64, chunks, 4, &mut fast);
         memory.top(end, SECOND + newest);
         expect(&mut expected, chunks, newest - HEAD as u64);
-        memory.arena(arena, end.0, oldest + newest, ARENA, fast);
+        if missing == 0 {
+            memory.arena(arena, end.0, oldest + newest, main_arena, fast);
+        } else {
+            memory.short_arena(arena, end.0, oldest + newest, main_arena);
+        }
     }
     Process { memory, mappings: parse_mappings(&maps), expected }
 }
@@ -246,6 +264,15 @@ proptest! {
             prop_assert_eq!(sum, census.heap_bytes);
             prop_assert!(census.fast_bytes <= chunks.in_use_bytes);
         }
+    }
+}
+
+/// glibc 2.43.
+#[test]
+fn arenas_without_fast_bins() {
+    for other in [None, Some(&SOME[..])] {
+        let process = process_with(&SOME, other, super::places::NO_FAST);
+        assert_eq!(read(&process).unwrap(), process.expected);
     }
 }
 
