@@ -388,7 +388,6 @@ impl<'a> Session<'a> {
             self.processes.reckon(&mut self.kernel, &mut self.recorder, None)?;
             self.last_look(observer)?;
         }
-        let memory = self.looks.take().map(Looks::finish).unwrap_or_default();
         let elapsed = self.started.map(|(_, started)| started.elapsed());
         // Taken: what is told last must not open another.
         let estimates = match &mut self.windows.take() {
@@ -396,6 +395,7 @@ impl<'a> Session<'a> {
             None => None,
         };
         self.processes.disarm();
+        let memory = self.looks.take().map(Looks::finish).unwrap_or_default();
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };

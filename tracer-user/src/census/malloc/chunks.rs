@@ -22,8 +22,8 @@ const LEAST: u64 = 32;
 const PIECE: usize = 64 << 10;
 /// Pieces that counting may go back.
 const KEPT_PIECES: usize = 64;
-/// How many times a stretch's bytes may be read again; the first chunk always is one, so that there is a way on.
-const MOST_REREAD: u64 = 4;
+/// How often it may: who changes a heap faster than that does so again the next time.
+const MOST_RETURNS: u32 = 64;
 /// Largest chunk that the cache of a thread keeps by default (`tcache_max_bytes` and the header).
 const LARGEST_CACHED: u64 = 1040;
 
@@ -98,8 +98,7 @@ enum Fault {
 pub(super) fn count(memory: &impl ReadMemory, stretch: &Stretch, key: Option<u64>) -> Result<Chunks, Reason> {
     let mut position = Position { at: stretch.first, before: None, sums: Chunks::default() };
     let mut pieces: VecDeque<Position> = VecDeque::new();
-    let (mut back, mut furthest) = (1, 0);
-    let most_reread = MOST_REREAD * stretch.bytes() + (KEPT_PIECES * PIECE) as u64;
+    let (mut returns, mut back, mut furthest) = (0, 1, 0);
     let mut reader = Pieces { memory, stretch, key, start: 0, bytes: Vec::new() };
     while position.at < stretch.limit || position.before.is_some() {
         if !reader.has(position.at) {
@@ -117,15 +116,15 @@ pub(super) fn count(memory: &impl ReadMemory, stretch: &Stretch, key: Option<u64
             Err(Fault::Broken) => {
                 let broken = position.at;
                 pieces.truncate(pieces.len().saturating_sub(back - 1).max(1));
-                // What is read again is a piece at least.
-                let reread = position.sums.reread_bytes + PIECE as u64;
-                let Some(last) = pieces.pop_back().filter(|_| reread <= most_reread) else {
+                let Some(last) = pieces.pop_back().filter(|_| returns < MOST_RETURNS) else {
                     return Err(Reason::Torn { address: broken });
                 };
-                let reread = reread + (broken - last.at);
+                // What is read again is a piece at least.
+                let reread = position.sums.reread_bytes + (broken - last.at).max(PIECE as u64);
                 position = last;
                 position.sums.reread_bytes = reread;
                 reader.forget();
+                returns += 1;
                 back = (back * 2).min(KEPT_PIECES);
             }
         }
