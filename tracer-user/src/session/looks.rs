@@ -20,7 +20,7 @@ use crate::profile::{Look, ProcessIndex, Series};
 
 /// Between two looks at a process, at least.
 const EVERY: Duration = Duration::from_secs(1);
-/// Between two looks, in what a look at all of them costs: 0.2 %.
+/// Between two looks, in what the first of them has cost: 0.2 %.
 const COSTS: u32 = 500;
 /// Before that is asked, so that something is known of what does not run for long; the first look has to find everything.
 const CREDIT: Duration = Duration::from_millis(200);
@@ -178,6 +178,8 @@ struct All {
     list: Vec<Watched>,
     /// All looks have cost this.
     spent: Duration,
+    /// Nobody is looked at before.
+    rests_until: Option<Instant>,
 }
 
 impl All {
@@ -195,12 +197,17 @@ impl All {
     }
 
     fn next(&mut self) -> Option<Instant> {
-        self.running().map(|watched| watched.next).min()
+        let rests_until = self.rests_until;
+        let next = self.running().map(|watched| watched.next).min();
+        next.map(|next| rests_until.map_or(next, |until| next.max(until)))
     }
 
     /// Looks at the process whose turn it is, if it is anybody's.
     fn look_at_one(&mut self) {
         let now = Instant::now();
+        if self.rests_until.is_some_and(|until| now < until) {
+            return;
+        }
         let most = most(self.list.len());
         let Some(watched) =
             self.running().min_by_key(|watched| watched.next).filter(|found| found.next <= now)
@@ -208,18 +215,13 @@ impl All {
             return;
         };
         watched.look(most);
-        let (index, cost) = (watched.index, watched.cost);
         let is_early = watched.series.is_empty() && watched.started.elapsed() < EARLY;
+        watched.next = Instant::now() + if is_early { SOON } else { EVERY };
+        let cost = watched.cost;
         self.spent += cost;
-        let has_credit = self.spent <= CREDIT;
-        let round = self.running().map(|watched| watched.cost).sum();
-        let next = Instant::now()
-            + match (has_credit, is_early) {
-                (true, true) => SOON,
-                (true, false) => EVERY,
-                (false, _) => pause(round),
-            };
-        self.running().filter(|watched| watched.index == index).for_each(|watched| watched.next = next);
+        if self.spent > CREDIT {
+            self.rests_until = Some(Instant::now() + pause(cost));
+        }
     }
 
     fn settle(&mut self, index: ProcessIndex) {
@@ -264,9 +266,9 @@ fn most(processes: usize) -> usize {
     most
 }
 
-/// Until the next look at a process, by what a look at all of them costs.
-fn pause(round: Duration) -> Duration {
-    EVERY.max(round.saturating_mul(COSTS))
+/// Until the next look at anybody, by what the last one has cost. Each waits for its turn, those that are new too.
+fn pause(cost: Duration) -> Duration {
+    cost.saturating_mul(COSTS)
 }
 
 /// Of this thread.
@@ -281,10 +283,10 @@ mod tests {
 
     #[test]
     fn looks_cost_two_thousandths_at_most() {
-        for milliseconds in [0, 1, 2, 5, 40, 2000] {
-            let round = Duration::from_millis(milliseconds);
-            let share = round.as_secs_f64() / pause(round).as_secs_f64();
-            assert!(share <= 0.002 && pause(round) >= EVERY, "{milliseconds} ms: {share}");
+        for milliseconds in [1, 2, 5, 40, 2000] {
+            let cost = Duration::from_millis(milliseconds);
+            let share = cost.as_secs_f64() / pause(cost).as_secs_f64();
+            assert!(share <= 0.002, "{milliseconds} ms: {share}");
         }
         assert_eq!(pause(Duration::MAX), Duration::MAX);
     }
