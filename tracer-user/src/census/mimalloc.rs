@@ -10,13 +10,16 @@ use std::collections::BTreeSet;
 use super::arenas::{Reason, read};
 use crate::discover::memory::{Mapping, ReadMemory};
 use crate::plan::{Field, MimallocLayout, MimallocVersion};
+use crate::profile::PoolBytes;
 
 /// `MI_SEGMENT_SIZE`, 64-bit.
 const SEGMENT: u64 = 32 << 20;
 /// Segments that are looked at: 1 TiB of memory.
 const MAX_SEGMENTS: usize = 1 << 15;
 /// `MI_SLICES_PER_SEGMENT`, and one more for huge blocks.
-const SLICES: u64 = SEGMENT / (64 << 10);
+const SLICES: u64 = SEGMENT / SLICE;
+/// `MI_SEGMENT_SLICE_SIZE`.
+const SLICE: u64 = 64 << 10;
 /// `mi_thread_free_t` keeps two flags in its lowest bits.
 const FLAGS: u64 = 3;
 /// Blocks that may wait on one list: a page has at most 65,535.
@@ -50,6 +53,23 @@ pub struct PageCensus {
     pub blocks: u64,
     /// Blocks that other threads have freed and the owner has not collected.
     pub waiting: u64,
+    /// Bytes of the blocks in use, by the sizes that mimalloc gives them; of those that wait, some may be among them.
+    pub block_bytes: u64,
+    /// Bytes of the pages with a block in use.
+    pub page_bytes: u64,
+}
+
+impl PageCensus {
+    /// As parts of the figures. What segments hold besides these pages is reserved and may never have been touched, so it is in none.
+    pub fn pool_bytes(&self) -> PoolBytes {
+        PoolBytes {
+            in_use_bytes: self.block_bytes,
+            free_in_pools_bytes: self.page_bytes.saturating_sub(self.block_bytes),
+            free_pools_bytes: 0,
+            arenas_bytes: self.page_bytes,
+            uncertain_bytes: 0,
+        }
+    }
 }
 
 /// Counts the blocks in use in all pages of a process.
@@ -69,14 +89,21 @@ pub fn blocks_in_pages(
         while at < segment.slices {
             let page = &slices[at * layout.page..(at + 1) * layout.page];
             // What is not a page has no slices of its own; go on with the next one rather than never.
-            at += (half(page, 0) as usize).max(1);
-            let blocks = field(page, layout.of.used);
-            if field(page, layout.of.block_size) == 0 || blocks == 0 {
+            let slices = half(page, 0).max(1);
+            at += slices as usize;
+            let (blocks, size) = (field(page, layout.of.used), field(page, layout.of.block_size));
+            if size == 0 || blocks == 0 {
                 continue;
             }
             census.pages += 1;
             used += blocks;
-            census.waiting += length_of_list(memory, word(page, layout.of.thread_free.into()) & !FLAGS);
+            let waiting = length_of_list(memory, word(page, layout.of.thread_free.into()) & !FLAGS);
+            census.waiting += waiting;
+            let area = u64::from(slices) * SLICE;
+            census.page_bytes = census.page_bytes.saturating_add(area);
+            // A huge block's page says the largest number that fits (`MI_HUGE_BLOCK_SIZE`); no block is larger than its page.
+            let in_use = blocks.saturating_sub(waiting).saturating_mul(size.min(area)).min(area);
+            census.block_bytes = census.block_bytes.saturating_add(in_use);
             heaps.insert(word(page, layout.of.heap.into()));
         }
     }
@@ -227,7 +254,16 @@ mod tests {
             memory.page(layout, 3, 1, 7, 0);
             memory.set(0x8_0000, BASE + 0x8_0100, 8);
             let census = blocks_in_pages(&memory, &mappings(), layout).unwrap();
-            assert_eq!(census, PageCensus { segments: 1, pages: 2, blocks: 105, waiting: 2 }, "{layout:?}");
+            let expected = PageCensus {
+                segments: 1,
+                pages: 2,
+                blocks: 105,
+                waiting: 2,
+                block_bytes: 105 * 48,
+                page_bytes: 3 * SLICE,
+            };
+            assert_eq!(census, expected, "{layout:?}");
+            assert_eq!(census.pool_bytes().free_in_pools_bytes, 3 * SLICE - 105 * 48);
         }
     }
 

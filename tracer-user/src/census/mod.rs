@@ -3,7 +3,9 @@
 //! Pure readers over [`crate::discover::memory`]. It must not know probes, the account or outputs.
 pub mod allocators;
 pub mod arenas;
+pub mod figures;
 mod header;
+pub mod malloc;
 pub mod mimalloc;
 pub mod pools;
 

@@ -12,9 +12,10 @@ use super::{
     header::{HEADER, Header},
 };
 use crate::discover::{
-    layout::InterpreterLayout,
+    layout::{InterpreterLayout, PoolLayout},
     memory::{Mapping, ReadMemory},
 };
+use crate::profile::PoolBytes;
 
 /// Size classes of pymalloc: 16, 32, .. 512 bytes (64-bit, 3.8+).
 pub const SIZE_CLASSES: usize = 32;
@@ -55,6 +56,23 @@ impl PoolCensus {
     /// Bytes of the blocks in use.
     pub fn bytes(&self) -> u64 {
         self.classes.iter().zip(1..).map(|(class, size)| class.blocks * 16 * size).sum()
+    }
+
+    /// As parts of the figures; needs the number of arenas, which a scan does not know.
+    pub fn pool_bytes(&self, pools: PoolLayout) -> PoolBytes {
+        let pool_size = u64::from(pools.pool_size);
+        let in_pools: u64 = self.classes.iter().map(|class| class.pools).sum();
+        let capacity = |size: u64| (pool_size - HEADER as u64) / (16 * size) * 16 * size;
+        let room: u64 = self.classes.iter().zip(1..).map(|(class, size)| class.pools * capacity(size)).sum();
+        let arenas_bytes = self.arenas * u64::from(pools.arena_size);
+        let torn = self.invalid_pools * pool_size + self.lost_arenas * u64::from(pools.arena_size);
+        PoolBytes {
+            in_use_bytes: self.bytes(),
+            free_in_pools_bytes: room.saturating_sub(self.bytes()),
+            free_pools_bytes: arenas_bytes.saturating_sub(in_pools * pool_size + torn),
+            arenas_bytes,
+            uncertain_bytes: torn,
+        }
     }
 
     fn count(&mut self, header: Header) {

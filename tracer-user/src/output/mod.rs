@@ -8,6 +8,7 @@ mod destination;
 pub mod flamegraph;
 pub mod folded;
 pub mod json;
+mod memory;
 pub mod module;
 pub mod speedscope;
 pub mod summary;

@@ -2,7 +2,7 @@
 //!
 //! What cannot be vouched for is said here too: coverage and every loss. It must not know any format.
 
-use super::text;
+use super::{memory, text};
 use crate::profile::{
     Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Recording,
     Residence, Unit, WindowSummary,
@@ -45,6 +45,7 @@ pub fn lines(profile: &Profile) -> Vec<String> {
     ];
     lines.extend(recording.windows.iter().flat_map(|seen| windows(recording, seen)));
     lines.extend(profile.processes.iter().filter_map(residence));
+    lines.extend(profile.processes.iter().filter_map(memory::line));
     lines.extend(unseen(profile).map(|(process, what)| format!("{process}: {what}")));
     lines
 }

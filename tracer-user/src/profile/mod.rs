@@ -2,6 +2,7 @@
 //!
 //! It must not know how it was recorded, nor any output format (the pprof encoding on disk lives in `pprof.rs`).
 
+mod figures;
 mod losses;
 pub mod metric;
 mod places;
@@ -10,6 +11,7 @@ mod proto;
 mod read;
 mod residence;
 mod samples;
+mod series;
 mod stack;
 mod wire;
 
@@ -17,9 +19,11 @@ use indexmap::IndexSet;
 
 pub use self::losses::{BLOCKS_BEFORE_ARMED, Losses};
 pub use self::{
+    figures::{Figures, Known, MallocBytes, PoolBytes, ResidentBytes},
     metric::{Metric, Unit, UnknownName},
     read::{FOREIGN_MODE, ReadError},
     residence::Residence,
+    series::{Change, Look, Series, Verdict},
     stack::{Frames, Stack},
 };
 
@@ -132,6 +136,9 @@ pub struct Process {
     /// In growth mode: its stacks against the kernel's own figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residence: Option<Residence>,
+    /// Requested, held, resident: what its memory was made of over time.
+    #[serde(default, skip_serializing_if = "Series::is_empty")]
+    pub memory: Series,
 }
 
 /// A process that was found by itself, and what is missing of it.

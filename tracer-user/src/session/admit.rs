@@ -69,6 +69,9 @@ impl Session<'_> {
             self.processes.gave_up(&mut self.kernel, slot, pid)?;
         }
         added?;
+        if let (Some(looks), Some(newest)) = (&self.looks, self.processes.newest()) {
+            looks.watch(newest.index, &newest.traced);
+        }
         self.started.get_or_insert_with(|| (SystemTime::now(), Instant::now()));
         self.follower.settled(pid);
         self.keep_its_turn();

@@ -66,6 +66,14 @@ impl AllocatorWatch {
     }
 }
 
+/// What is below the hooks; `None` until the interpreter has chosen its allocators.
+pub fn bottom(target: &Target, tables: AllocatorTables) -> Option<Bottom> {
+    let memory = ProcessMemory::open(Path::new(PROC), target.pid).ok()?;
+    let words = read_words(&memory, addresses(&memory, target, tables)?)?;
+    let mapped = mappings(Path::new(PROC), target.pid).ok()?;
+    Some(interpret(&memory, &mapped, &target.interpreter.file.name, words).bottom)
+}
+
 /// Whether a process that is about to be armed has its objects from mimalloc although it has a lock: by its tables, or, as long as it has not
 /// chosen, by what `PYTHONMALLOC` will make it choose.
 pub fn uses_mimalloc(target: &Target, tables: AllocatorTables) -> bool {

@@ -13,6 +13,7 @@ mod follow;
 mod growth;
 mod heat;
 mod kept;
+mod looks;
 mod mallocs;
 mod meter;
 mod opening;

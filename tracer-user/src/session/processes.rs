@@ -16,7 +16,7 @@ use super::{Progress, SessionError};
 use crate::attach::{Armed, Kernel, disarm};
 use crate::census::arenas::ArenaVariables;
 use crate::drain::{Totals, read_totals};
-use crate::profile::{Coverage, Followed, Losses};
+use crate::profile::{Coverage, Followed, Losses, ProcessIndex};
 
 /// Pools are looked at again after this long, then after twice as long and so on, so that something is known of the coverage of a
 /// process that ends by itself; a look takes 3 to 10 ms of the tracer's time.
@@ -56,6 +56,8 @@ pub enum Origin {
 pub struct Watched {
     /// What is armed in it.
     pub traced: Traced,
+    /// Its place in the profile.
+    pub index: ProcessIndex,
     allocators: AllocatorWatch,
     /// Whether its program still runs.
     pub running: bool,
@@ -109,6 +111,11 @@ impl Processes {
     /// One of them.
     pub fn get(&self, place: usize) -> Option<&Watched> {
         self.list.get(place)
+    }
+
+    /// The one that came last.
+    pub fn newest(&self) -> Option<&Watched> {
+        self.list.last()
     }
 
     /// Those that run.
@@ -196,7 +203,7 @@ impl Processes {
             look(&traced.target, traced.pages(), &mut arenas, || read_totals(kernel, slot))?
         };
         let followed = self.followed(origin, armed, first.as_ref().ok());
-        recorder.add_process(&traced, followed);
+        let index = recorder.add_process(&traced, followed);
         self.reclaim.take_slot(slot);
         let tally = match &first {
             Err(reason) if traced.unmeasured().is_some() => Err(reason.clone()),
@@ -205,6 +212,7 @@ impl Processes {
         let allocators = AllocatorWatch::new(&traced.target, traced.allocators());
         self.list.push(Watched {
             traced,
+            index,
             allocators,
             running: true,
             from_start,

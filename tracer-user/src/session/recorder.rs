@@ -9,8 +9,8 @@ use crate::drain::{
     read_totals,
 };
 use crate::profile::{
-    Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Stack,
-    Values,
+    Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Series,
+    Stack, Values,
 };
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
@@ -114,8 +114,8 @@ impl Recorder {
         }
     }
 
-    /// Adds a process; before its first record arrives.
-    pub fn add_process(&mut self, traced: &Traced, followed: Option<Followed>) {
+    /// Adds a process; before its first record arrives. Gives back its place in the profile.
+    pub fn add_process(&mut self, traced: &Traced, followed: Option<Followed>) -> ProcessIndex {
         let index = ProcessIndex(self.processes.len() as u32);
         self.missed.remove(&traced.slot.number);
         self.exact.remove(&traced.slot.number);
@@ -131,6 +131,14 @@ impl Recorder {
         self.processes.push(process);
         if let Some(owner) = self.owners.get_mut(usize::from(traced.slot.number)) {
             *owner = Some(index);
+        }
+        index
+    }
+
+    /// What was seen of a process's memory over time.
+    pub fn set_memory(&mut self, process: ProcessIndex, memory: Series) {
+        if let Some(process) = self.processes.get_mut(process.0 as usize) {
+            process.memory = memory;
         }
     }
 

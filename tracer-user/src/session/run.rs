@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::command::{Change, Child};
 use super::find::Finder;
 use super::follow::{Follower, Wanted, leave_out_the_dead};
+use super::looks::Looks;
 use super::preparation::{
     check_kernel, come_first, follow_number, open_many_files, own_cpu_percent, possible,
 };
@@ -72,6 +73,8 @@ pub(super) struct Session<'a> {
     number: usize,
     /// In budget mode.
     pub(super) windows: Option<Windows>,
+    /// What memory is made of; not in benches.
+    pub(super) looks: Option<Looks>,
 }
 
 impl<'a> Session<'a> {
@@ -95,6 +98,7 @@ impl<'a> Session<'a> {
         };
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
+        let looks = if request.bare { None } else { Some(Looks::start().map_err(system("start a thread"))?) };
         let wanted = match request.subject {
             _ if !request.follow => Wanted::Named,
             Subject::Everything | Subject::Cgroup(_) => Wanted::All,
@@ -118,6 +122,7 @@ impl<'a> Session<'a> {
             losses: Losses::default(),
             number: 0,
             windows,
+            looks,
         })
     }
 
@@ -310,6 +315,12 @@ impl<'a> Session<'a> {
                     windows.look(&self.kernel, &self.processes)?;
                 }
                 self.processes.reckon(&mut self.kernel, &mut self.recorder, Some(child.id()))?;
+                // It has tidied up behind itself; of a short one there is no other look.
+                if let (Some(looks), Some(place)) = (&self.looks, self.processes.running(child.id()))
+                    && let Some(watched) = self.processes.get(place)
+                {
+                    looks.settle(watched.index);
+                }
                 self.last_look(observer)
             }
             Change::Ended(_) => Ok(()),
@@ -406,6 +417,7 @@ impl<'a> Session<'a> {
             None => None,
         };
         self.processes.disarm();
+        let memory = self.looks.take().map(Looks::finish).unwrap_or_default();
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
@@ -434,6 +446,9 @@ impl<'a> Session<'a> {
             events: 0,
         };
         let mut recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
+        for (process, series) in memory {
+            recorder.set_memory(process, series);
+        }
         if let Some(known) = estimates.and_then(|estimates| estimates.known) {
             recorder.add_estimates(known);
         }

@@ -2,6 +2,7 @@
 //!
 //! Interpreters come from pyenv, the system and `cargo xtask setup`; one that is missing is reported as ignored, and if none is there at all
 //! the run fails.
+mod figures;
 mod image;
 mod layout;
 mod lines;
@@ -38,6 +39,11 @@ const COMPARISONS: &[Comparison] = &[
         check: pools::check_subinterpreters,
         applies: pools::has_allocator_per_interpreter,
     },
+    Comparison { name: "figures_mixed", check: figures::check_mixed, applies: |_| true },
+    Comparison { name: "figures_fragment", check: figures::check_fragment, applies: |_| true },
+    Comparison { name: "figures_leak", check: figures::check_leak, applies: |_| true },
+    Comparison { name: "figures_threads", check: figures::check_threads, applies: |_| true },
+    Comparison { name: "figures_churn", check: figures::check_churn, applies: |_| true },
 ];
 
 fn main() -> ExitCode {

@@ -115,9 +115,29 @@ pub struct Target {
 
 impl Target {
     pub fn start(interpreter: &Interpreter, name: &str, arguments: &[&str], stderr: Stdio) -> Result<Self> {
+        Self::start_with(interpreter, name, arguments, Stdio::inherit(), stderr)
+    }
+
+    /// One that is asked by its standard input.
+    pub fn start_asked(
+        interpreter: &Interpreter,
+        name: &str,
+        arguments: &[&str],
+        stderr: Stdio,
+    ) -> Result<Self> {
+        Self::start_with(interpreter, name, arguments, Stdio::piped(), stderr)
+    }
+
+    fn start_with(
+        interpreter: &Interpreter,
+        name: &str,
+        arguments: &[&str],
+        stdin: Stdio,
+        stderr: Stdio,
+    ) -> Result<Self> {
         let mut command = Command::new(&interpreter.python);
         command.arg("-I").arg(program(name)).args(arguments).env_clear();
-        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn()?;
+        let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let output = BufReader::new(child.stdout.take().context("no stdout")?);
         Ok(Self { child, output })
     }

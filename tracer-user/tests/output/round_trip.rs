@@ -1,8 +1,9 @@
 //! A profile written as pprof and read back is the same profile, whatever is in it.
 
 use alloctrace::profile::{
-    Amount, Cost, Coverage, Domain, Followed, Frame, FrameId, FrameKind, Losses, Metric, Process,
-    ProcessIndex, Profile, Recording, Residence, Sample, Stack, Values, WindowSummary,
+    Amount, Cost, Coverage, Domain, Figures, Followed, Frame, FrameId, FrameKind, Known, Look, Losses,
+    MallocBytes, Metric, PoolBytes, Process, ProcessIndex, Profile, Recording, Residence, ResidentBytes,
+    Sample, Series, Stack, Values, WindowSummary,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -100,6 +101,23 @@ fn residence(number: u32) -> Option<Residence> {
     }
 }
 
+fn memory(number: u32) -> Series {
+    let mut series = Series::default();
+    for second in 0..u64::from(number % 4) {
+        let bytes = u64::from(number) * second;
+        let figures = match number % 3 {
+            0 => Figures::unknown("the process \"had\" ended"),
+            _ => Figures {
+                pools: Known::Known(PoolBytes { in_use_bytes: bytes, ..PoolBytes::default() }),
+                malloc: Known::Known(MallocBytes { free_bytes: u64::MAX, ..MallocBytes::default() }),
+                resident: Known::Known(ResidentBytes { swapped_bytes: bytes, ..ResidentBytes::default() }),
+            },
+        };
+        series.push(Look { since_nanoseconds: second, figures }, Series::MOST);
+    }
+    series
+}
+
 fn profile() -> impl Strategy<Value = Profile> {
     let process = (any::<u32>(), text(), text(), vec(text(), 0..3), vec(text(), 0..2)).prop_map(
         |(pid, command, interpreter, mallocs, unseen)| Process {
@@ -114,6 +132,7 @@ fn profile() -> impl Strategy<Value = Profile> {
             mallocs,
             allocator: command.clone(),
             residence: residence(pid),
+            memory: memory(pid),
             unseen,
             command,
             interpreter,

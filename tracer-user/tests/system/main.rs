@@ -10,6 +10,7 @@ mod command;
 mod containers;
 mod errors;
 mod exact;
+mod figures;
 mod free_threaded;
 mod growth;
 mod interpreters;
@@ -114,7 +115,7 @@ fn main() -> ExitCode {
         .into_iter()
         .chain([kernel::TESTS, limits::TESTS, mallocs::TESTS, truth::TESTS, survey::TESTS])
         .chain([stacks::TESTS, switches::TESTS, interpreters::TESTS, free_threaded::TESTS, workers::TESTS])
-        .chain([growth::TESTS, budget::TESTS])
+        .chain([growth::TESTS, budget::TESTS, figures::TESTS])
         .flatten()
     {
         // What setup brings must be there in CI: a test that vanishes proves nothing.
