@@ -75,8 +75,14 @@ fn held_by(profile: &Profile, pid: u32) -> Vec<Amount> {
     let held = |place| {
         asked.sum(Metric::Peak, |sample| {
             let function = asked.innermost(sample);
+            // Start-up has comprehensions of its own, of which it depends on the moment of arming how much is seen.
+            let is_ours = asked
+                .frames(sample)
+                .next()
+                .is_some_and(|frame| frame.file.as_deref().is_some_and(|file| file.ends_with("workers.py")));
             // Before 3.12 a comprehension is a function of its own, and its list is malloc's as well.
-            sample.process.0 as usize == place
+            is_ours
+                && sample.process.0 as usize == place
                 && sample.domain == Domain::Malloc
                 && (function.ends_with("<listcomp>") || function == "hold")
         })
