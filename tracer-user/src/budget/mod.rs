@@ -2,6 +2,7 @@
 //!
 //! Pure: values in, values out. It must not know the kernel, clocks, processes, the account, nor any output; the session
 //! measures, arms and waits, and hands what it saw to these types. Why it is built like this: docs/decisions/0021-budget.md.
+//! `survivors`, `leaks` and `classes` are for windows with a tail of frees, of which there are none yet: only tests call them.
 
 #[cfg(test)]
 mod chance;

@@ -25,7 +25,7 @@ use crate::profile::{Amount, Domain};
 /// Shortest time between two looks: a program that takes 500 MB a second grows by 10 MB meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
 /// A look's share of the time: a look at 210 MiB takes 16 ms (see `census/pools.rs`).
-const SHARE: u32 = 10;
+const SHARE: u32 = 8;
 /// Pools that are remembered: 16 GiB of 16 KiB each, 24 MB of the tracer's.
 const MOST_POOLS: usize = 1 << 20;
 /// Looks in a row that may fail: some seconds of them.
@@ -143,6 +143,7 @@ impl Kept {
             return Ok(());
         }
         let begun = Instant::now();
+        let known = self.arenas.len();
         let mut moments: FxHashMap<u16, Moment> = FxHashMap::default();
         for traced in processes.all_running() {
             if traced.pages().is_some() {
@@ -179,7 +180,9 @@ impl Kept {
         }
         let now = Instant::now();
         tracing::trace!(took = ?now - begun, bytes = self.latest.values().map(|moment| moment.bytes).sum::<u64>(), "a look");
-        self.next = Some(now + LOOK.max((now - begun) * SHARE));
+        // To find where the arenas are takes longer than to look at them, and is done once.
+        let has_searched = self.arenas.len() > known;
+        self.next = Some(now + if has_searched { LOOK } else { LOOK.max((now - begun) * SHARE) });
         Ok(())
     }
 
