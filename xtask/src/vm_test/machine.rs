@@ -55,7 +55,7 @@ impl Guest {
     pub fn tests(&self) -> String {
         let mut tests = vec!["stress"];
         if !self.full_preemption {
-            tests = vec!["programs", "exact", "attached", "killed"];
+            tests = vec!["programs", "exact", "usual", "attached", "killed"];
             if self.architecture == Architecture::Arm64 {
                 // Debian builds these with preemption that cannot be chosen: this is their only boot that records.
                 tests.push("stress");
@@ -123,14 +123,17 @@ mod tests {
     fn each_architecture_records_every_interpreter_and_every_kernel_one() {
         let tests =
             |architecture, kernel, full_preemption| Guest { architecture, kernel, full_preemption }.tests();
-        assert_eq!(tests(Architecture::X86_64, "6.1", false), "programs,exact,attached,killed,interpreters");
-        assert_eq!(tests(Architecture::X86_64, "6.12", false), "programs,exact,attached,killed");
+        assert_eq!(
+            tests(Architecture::X86_64, "6.1", false),
+            "programs,exact,usual,attached,killed,interpreters"
+        );
+        assert_eq!(tests(Architecture::X86_64, "6.12", false), "programs,exact,usual,attached,killed");
         assert_eq!(tests(Architecture::X86_64, "6.12", true), "stress");
-        assert_eq!(tests(Architecture::Arm64, "6.1", false), "programs,exact,attached,killed,stress");
-        assert_eq!(tests(Architecture::Arm64, "6.12", false), "programs,exact,attached,killed,stress");
+        assert_eq!(tests(Architecture::Arm64, "6.1", false), "programs,exact,usual,attached,killed,stress");
+        assert_eq!(tests(Architecture::Arm64, "6.12", false), "programs,exact,usual,attached,killed,stress");
         assert_eq!(
             tests(Architecture::Arm64, "7.2", false),
-            "programs,exact,attached,killed,stress,interpreters"
+            "programs,exact,usual,attached,killed,stress,interpreters"
         );
     }
 
