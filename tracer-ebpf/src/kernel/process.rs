@@ -4,6 +4,7 @@
 //! processes is userspace told anything (of all execs of the host, if it asks for them).
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_send_signal};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::{raw_tracepoint, uprobe};
@@ -41,7 +42,8 @@ fn tell(record: u32, pid: u32, parent: u32, mark: u32, slot: u32) {
         _ => (0, 0),
     };
     let told = ProcessRecord { record, pid, parent, mark, nanoseconds, pops, pushes };
-    if events().output::<ProcessRecord>(told, 0).is_err()
+    // Whatever lies unread before it: openings of pools wake nobody, and the kernel wakes for what is first only (kernel/bpf/ringbuf.c, `bpf_ringbuf_commit`).
+    if events().output::<ProcessRecord>(told, u64::from(BPF_RB_FORCE_WAKEUP)).is_err()
         && let Some(globals) = globals()
     {
         globals.untold.add(1);

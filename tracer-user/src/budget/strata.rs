@@ -105,7 +105,8 @@ impl<K: Copy + Eq + Hash> Strata<K> {
         self.in_windows += events;
         self.seen += events;
         if self.waiting.len() >= MOST_WAITING {
-            self.waiting.remove(0);
+            let (events, _) = self.waiting.remove(0);
+            self.in_windows -= events;
         }
         self.waiting.push((events, rows));
         if self.in_windows >= ENOUGH {
@@ -126,6 +127,15 @@ impl<K: Copy + Eq + Hash> Strata<K> {
             self.flows.window(View { weight, progress, tail: false }, stacks);
         }
         (self.in_windows, self.since) = (0.0, 0.0);
+    }
+
+    /// From now on other events are counted: what was counted since the latest window says nothing of the next ones.
+    pub fn begin_anew(&mut self) {
+        if self.in_windows > 0.0 {
+            self.weigh();
+        }
+        self.waiting.clear();
+        self.since = 0.0;
     }
 
     /// Whether windows saw enough events to say anything.

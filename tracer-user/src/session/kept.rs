@@ -43,11 +43,13 @@ pub struct Kept {
     latest: FxHashMap<u16, Moment>,
     /// Accounts of malloc; `None`: it is not watched.
     mallocs: Option<FxHashSet<u32>>,
-    /// Processes of which every block was seen at first.
-    began_whole: FxHashSet<u16>,
+    /// Of processes of which every block was seen at first: what of pymalloc lived when that ended, which the kernel half goes on to count.
+    frozen: FxHashMap<u16, u64>,
+    /// Pools that a process had when it was first looked at and that nobody told of: its parent's.
+    inherited: FxHashSet<(u16, u64)>,
     next: Option<Instant>,
-    /// Looks in a row that failed.
-    failures: u32,
+    /// Looks in a row that failed, by slot.
+    failures: FxHashMap<u16, u32>,
     /// Why it is not known what lives, if so.
     unknown: Option<String>,
 }
@@ -56,8 +58,6 @@ pub struct Kept {
 #[derive(Debug, Clone, Default)]
 struct Moment {
     bytes: u64,
-    /// Malloc's part of that.
-    malloc_bytes: u64,
     accounts: FxHashMap<u32, Amount>,
     /// Pools of which nobody has said yet who opened them.
     unowned: Vec<(u64, Amount)>,
@@ -88,7 +88,7 @@ impl Kept {
     fn insert(&mut self, openings: impl IntoIterator<Item = PoolOpening>) {
         for PoolOpening { process, account, pool } in openings {
             if self.pools.len() >= MOST_POOLS {
-                self.unknown.get_or_insert_with(|| format!("more than {MOST_POOLS} pools were opened"));
+                self.unknown.get_or_insert_with(|| format!("more than {MOST_POOLS} pools were open"));
                 return;
             }
             self.pools.insert(((process & (PROCESSES - 1)) as u16, pool), account);
@@ -102,7 +102,6 @@ impl Kept {
         let mut mallocs = FxHashSet::default();
         for traced in processes.all() {
             let totals = read_totals(kernel, traced.slot.number)?;
-            self.began_whole.insert(traced.slot.number);
             bytes.insert(u32::from(traced.slot.number), totals.peak_bytes);
             at.insert(u32::from(traced.slot.number), totals.peak_at);
         }
@@ -111,8 +110,11 @@ impl Kept {
             |slot| at.get(&slot).copied().unwrap_or(0),
             |row| {
                 self.peaks.entry(slot_of(row.process)).or_default().add(row.account, row.values.peak);
+                let frozen = self.frozen.entry(slot_of(row.process)).or_default();
                 if row.domain == Domain::Malloc {
                     mallocs.insert(row.account);
+                } else {
+                    *frozen = frozen.saturating_add(row.values.live.bytes);
                 }
             },
         )?;
@@ -158,15 +160,16 @@ impl Kept {
                     tracing::debug!(%why, "a look failed");
                     // Its arenas are not there yet, or no longer, or a table grows just now: it is looked for again.
                     self.arenas.remove(&traced.slot.number);
-                    self.failures += 1;
-                    if self.failures > MOST_FAILURES {
+                    let failures = self.failures.entry(traced.slot.number).or_default();
+                    *failures += 1;
+                    if *failures > MOST_FAILURES {
                         self.unknown = Some(format!("process {}: {why}", traced.slot.pid));
                         return Ok(());
                     }
                     continue;
                 }
             }
-            self.failures = 0;
+            self.failures.remove(&traced.slot.number);
         }
         if let Some(mallocs) = &mut self.mallocs {
             add_malloc(kernel, &mut moments, mallocs)?;
@@ -202,11 +205,14 @@ impl Kept {
                 }
             }
         };
-        let pools = &self.pools;
+        let is_first = !self.latest.contains_key(&slot);
+        let (pools, inherited) = (&self.pools, &mut self.inherited);
         let show = |pool: UsedPool| {
             let amount = Amount { bytes: pool.bytes, count: pool.blocks };
             match pools.get(&(slot, pool.address)) {
                 Some(account) => moment.add(*account, amount),
+                None if is_first => drop(inherited.insert((slot, pool.address))),
+                None if inherited.contains(&(slot, pool.address)) => {}
                 // Windows are not interrupted to hear of new ones.
                 None => {
                     moment.bytes = moment.bytes.saturating_add(amount.bytes);
@@ -236,15 +242,11 @@ impl Kept {
         }
     }
 
-    /// Whether what the kernel half says of malloc's blocks at their peak is more than the look at the peak has seen of them: a process may live for less than the time
-    /// between two.
+    /// Whether malloc's blocks alone were once more than all that any look has seen: a process may live for less than the time between two.
     pub fn has_missed(&self, kernel: &Kernel, slot: u16) -> Result<bool, SessionError> {
-        let seen = self.peaks.get(&slot).map_or(0, |moment| match self.began_whole.contains(&slot) {
-            // What it says has pymalloc's blocks in it that lived when those were last watched.
-            true => moment.bytes,
-            false => moment.malloc_bytes,
-        });
-        Ok(read_totals(kernel, slot)?.peak_bytes > seen)
+        let seen = self.peaks.get(&slot).map_or(0, |moment| moment.bytes);
+        let frozen = self.frozen.get(&slot).copied().unwrap_or(0);
+        Ok(read_totals(kernel, slot)?.peak_bytes.saturating_sub(frozen) > seen)
     }
 
     /// What each account of a process held at the last look, and at its peak.
@@ -270,11 +272,20 @@ impl Kept {
         }
     }
 
+    /// A process has ended: what is known of it is known, and its pools are gone.
+    pub fn ended(&mut self, slot: u16) {
+        self.opened([]);
+        self.pools.retain(|(of, _), _| *of != slot);
+        self.inherited.retain(|(of, _)| *of != slot);
+    }
+
     /// A process is gone, and its slot another's.
     pub fn forget(&mut self, slot: u16) {
         self.pools.retain(|(of, _), _| *of != slot);
         self.arenas.remove(&slot);
-        self.began_whole.remove(&slot);
+        self.frozen.remove(&slot);
+        self.failures.remove(&slot);
+        self.inherited.retain(|(of, _)| *of != slot);
         self.peaks.remove(&slot);
         self.latest.remove(&slot);
     }
@@ -296,7 +307,6 @@ fn add_malloc(
             && let Some(moment) = moments.get_mut(&slot)
         {
             mallocs.insert(account);
-            moment.malloc_bytes = moment.malloc_bytes.saturating_add(now.live_bytes);
             moment.add(account, Amount { bytes: now.live_bytes, count: now.live_count });
         }
     })?;

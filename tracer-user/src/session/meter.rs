@@ -47,6 +47,28 @@ pub struct Did {
 }
 
 impl Did {
+    /// What is left of it without a part of it.
+    pub fn without(self, part: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(part.cpu),
+            user: self.user.saturating_sub(part.user),
+            traps: self.traps.saturating_sub(part.traps),
+            mallocs: self.mallocs.saturating_sub(part.mallocs),
+            pools: self.pools.saturating_sub(part.pools),
+        }
+    }
+
+    /// The same of two stretches.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu + other.cpu,
+            user: self.user + other.user,
+            traps: self.traps + other.traps,
+            mallocs: self.mallocs + other.mallocs,
+            pools: self.pools + other.pools,
+        }
+    }
+
     /// Events that are rare beside the others: they are watched all the time where that fits.
     pub const fn rare(&self, with_malloc: bool) -> u64 {
         if with_malloc { self.mallocs + self.pools } else { self.pools }

@@ -51,6 +51,11 @@ impl RareClock {
         self.most.map_or(u64::MAX, whole)
     }
 
+    /// A window that was not to end by events is over.
+    pub fn end_other_window(&mut self) {
+        (self.since, self.events) = (Instant::now(), 0);
+    }
+
     /// A window has seen so many. `is_cut`: it ended because of another limit.
     pub fn end_window(&mut self, events: u64, is_cut: bool) {
         let events = events as f64;

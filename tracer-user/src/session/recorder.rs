@@ -37,6 +37,9 @@ const MAX_STACK_BYTES: usize = 16 << 20;
 /// are few of those. A quarter of it is always theirs.
 const MAX_SAMPLE_BYTES: usize = 18 << 20;
 
+/// In place of the stack that opened a pool, where its record was lost.
+const UNTOLD_POOL: &str = "a pool that was opened unseen";
+
 /// Processes of one recording, with those that have ended: 8 MB of them.
 const MAX_PROCESSES: usize = 16_384;
 
@@ -181,6 +184,9 @@ impl Recorder {
     pub fn close_processes(&mut self, slots: &[(u16, Totals)]) {
         let mut closed = Vec::new();
         for (slot, totals) in slots {
+            if let Some(sample) = self.untold_pools(*slot) {
+                self.ended.add(sample);
+            }
             self.ended.add_totals(totals);
             closed.extend(self.owners.get_mut(usize::from(*slot)).and_then(Option::take));
         }
@@ -380,6 +386,7 @@ impl Recorder {
         let mut samples = self.ended.take_samples();
         let peak_at = |slot: u32| totals.get(&slot).map_or(0, |totals| totals.peak_at);
         read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
+        samples.extend(slots.iter().filter_map(|slot| self.untold_pools(*slot)));
         samples.append(&mut self.unseen_pages);
         self.mark_gone(gone, &mut samples);
         merge(&mut samples);
@@ -426,6 +433,14 @@ impl Recorder {
         }
     }
 
+    /// Pools of a process of which it is not known who opened them.
+    fn untold_pools(&mut self, slot: u16) -> Option<Sample> {
+        let values = self.estimates.as_mut()?.remove(&u32::from(slot))?;
+        let process = self.index_of(u32::from(slot)).filter(|_| values != Values::default())?;
+        let stack = std::iter::once(self.resolver.marker(UNTOLD_POOL)).collect();
+        Some(Sample { process, thread: 0, domain: Domain::Pymalloc, stack, values })
+    }
+
     /// The sample of an account.
     fn sample(&mut self, row: AccountRow) -> Option<Sample> {
         let process = self.index_of(row.process)?;
@@ -448,8 +463,11 @@ impl Recorder {
             && !self.exact.contains(&(row.process as u16))
         {
             values = estimates.remove(&row.account).unwrap_or_default();
-            if row.domain == Domain::Malloc && self.missed.contains(&(row.process as u16)) {
-                (values.live, values.peak) = (row.values.live, row.values.peak);
+            if self.missed.contains(&(row.process as u16)) {
+                (values.live, values.peak) = match row.domain {
+                    Domain::Malloc => (row.values.live, row.values.peak),
+                    _ => (values.live, Amount::default()),
+                };
             }
         }
         if let Some(gone) = self.gone_pages.remove(&row.account) {

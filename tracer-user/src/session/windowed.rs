@@ -24,6 +24,10 @@ pub struct Windowed {
     malloc: Flows<u32>,
     /// Pymalloc's again, where the rare events are watched all the time.
     strata: Strata<u32>,
+    /// They are no longer.
+    has_left_strata: bool,
+    /// What windows saw since this was last asked: it is in what comes next once more.
+    booked: Did,
     /// When it was last asked what it had done.
     asked: Instant,
     /// Its own work, and the time that passed meanwhile, in seconds; what is older than [`RECENT`] hardly counts.
@@ -73,6 +77,8 @@ pub enum Whole {
     Pools,
     /// That, and malloc's.
     Rare,
+    /// All but malloc's.
+    Blocks,
     /// All.
     Everything,
 }
@@ -84,6 +90,8 @@ impl Windowed {
             pymalloc: Flows::default(),
             malloc: Flows::default(),
             strata: Strata::default(),
+            has_left_strata: false,
+            booked: Did::default(),
             asked: Instant::now(),
             recent: (0.0, 0.0),
             at,
@@ -110,40 +118,68 @@ impl Windowed {
         self.recent.1 = self.recent.1 * keep + (passed - lost / threads).max(0.0);
     }
 
-    /// Books what was done since this was last asked. `rows`: what was allocated, as far as all of it was seen.
+    /// Books what was done since this was last asked. `rows`: what was allocated, as far as all of it was seen. What was done outside of windows.
     pub fn pass(&mut self, now: Meter, clock: &TrapClock, whole: Whole, rows: &[drain::Taken]) -> Did {
         let did = self.look(now);
         let progress = clock.progress(did).as_secs_f64();
         let passed = std::mem::replace(&mut self.asked, Instant::now()).elapsed().as_secs_f64();
         self.follow_load(progress, passed, did.cpu.as_secs_f64() - progress);
-        let (seconds, events) = (did.cpu.as_secs_f64(), did.rare(whole != Whole::Pools) as f64);
-        if whole == Whole::Everything {
+        let outside = did.without(std::mem::take(&mut self.booked));
+        let seconds = did.cpu.as_secs_f64();
+        let events = outside.rare(!matches!(whole, Whole::Pools | Whole::Blocks)) as f64;
+        if matches!(whole, Whole::Everything | Whole::Blocks) {
             self.note_armed(seconds, did);
             self.pymalloc.full(progress, values(rows, false));
             self.strata.full(events, strata_rows(rows));
-            self.malloc.full(progress, values(rows, true));
-            return did;
+            match whole {
+                Whole::Everything => self.malloc.full(progress, values(rows, true)),
+                _ => self.malloc.pass(progress),
+            }
+            return outside;
         }
         self.unarmed.0 += seconds;
         self.unarmed.1 += seconds - did.user.as_secs_f64();
         self.pymalloc.pass(progress);
         if whole == Whole::Nothing {
             self.malloc.pass(progress);
-            return did;
+            return outside;
         }
         match whole {
             Whole::Rare => self.malloc.full(progress, values(rows, true)),
             _ => self.malloc.pass(progress),
         }
         self.strata.pass(events, strata_rows(rows));
-        let programs = did.traps as f64 * clock.run_seconds();
-        let seen = |events| Seen { events, traps: did.traps, seconds, programs };
+        let (traps, seconds) = (outside.traps, outside.cpu.as_secs_f64());
+        let programs = traps as f64 * clock.run_seconds();
+        let seen = |events| Seen { events, traps, seconds, programs };
         let [by_mallocs, by_pools] = &mut self.paces;
-        by_pools.alone(&seen(did.pools));
+        by_pools.alone(&seen(outside.pools));
         if whole == Whole::Rare {
-            by_mallocs.alone(&seen(did.mallocs));
+            by_mallocs.alone(&seen(outside.mallocs));
         }
-        did
+        outside
+    }
+
+    /// From now on pools alone are watched all the time.
+    pub fn leave_malloc(&mut self) {
+        self.strata.begin_anew();
+    }
+
+    /// From now on nothing is watched all the time: windows are weighed by time, and always were beside.
+    pub fn leave_strata(&mut self) {
+        self.has_left_strata = true;
+    }
+
+    fn has_strata(&self) -> bool {
+        self.strata.is_known() && !self.has_left_strata
+    }
+
+    /// Books what was seen beside a window that did not watch it.
+    pub fn book_beside(&mut self, keeps_malloc: bool, rows: &[drain::Taken]) {
+        self.strata.pass(0.0, strata_rows(rows));
+        if keeps_malloc {
+            self.malloc.full(0.0, values(rows, true));
+        }
     }
 
     /// What it did since it was last looked at, of which the governor will be told.
@@ -156,8 +192,9 @@ impl Windowed {
     }
 
     /// It has ended: what it did in its last moment cost something. `now`: without the CPU time, which nobody knows any more.
-    pub fn end(&mut self, now: Meter) {
-        self.look(now);
+    pub fn end(&mut self, now: Meter, with_malloc: bool) {
+        let outside = self.look(now).without(std::mem::take(&mut self.booked));
+        self.strata.pass(outside.rare(with_malloc) as f64, []);
         self.is_over = true;
     }
 
@@ -166,10 +203,14 @@ impl Windowed {
         self.is_over
     }
 
-    /// Books what was seen in full before its end.
-    pub fn add_last(&mut self, rows: &[drain::Taken]) {
+    /// Books what was seen in full before its end. `is_whole`: all of it was, and not the rare events alone.
+    pub fn add_last(&mut self, is_whole: bool, rows: &[drain::Taken]) {
         self.pymalloc.full(0.0, values(rows, false));
         self.malloc.full(0.0, values(rows, true));
+        match is_whole {
+            true => self.strata.full(0.0, strata_rows(rows)),
+            false => self.strata.pass(0.0, strata_rows(rows)),
+        }
     }
 
     /// What the governor has not been told.
@@ -180,6 +221,7 @@ impl Windowed {
     /// Books what a window saw.
     pub fn book(&mut self, opened: Opened, did: Did, clock: &TrapClock, rows: &[drain::Taken]) {
         let Opened { watch, armed, represents, keeps_malloc } = opened;
+        self.booked = self.booked.plus(did);
         let utilisation = self.utilisation();
         let seconds = armed.as_secs_f64() * utilisation;
         self.note_armed(seconds, did);
@@ -201,7 +243,10 @@ impl Windowed {
         let span = Span { represents, armed, cpu, progress, least };
         let (Some(weight), progress) = (span.weight(), span.natural() * utilisation) else { return };
         let view = View { weight, progress, tail: false };
-        for (pace, events) in self.paces.iter_mut().zip([did.mallocs, did.pools]) {
+        let has_malloc = keeps_malloc || watch != Watch::Pops;
+        for (pace, events) in
+            self.paces.iter_mut().zip([did.mallocs, did.pools]).skip(usize::from(!has_malloc))
+        {
             if is_full {
                 pace.full(weight, progress, &seen(events));
             } else {
@@ -217,6 +262,8 @@ impl Windowed {
         flows.window(view, values(rows, !is_full));
         if watch == Watch::Pops {
             self.strata.window(did.rare(keeps_malloc) as f64, strata_rows(rows));
+        } else {
+            self.strata.pass(did.rare(keeps_malloc) as f64, strata_rows(rows));
         }
         if keeps_malloc {
             self.malloc.full(0.0, values(rows, true));
@@ -280,7 +327,7 @@ impl Windowed {
         let of = |flows: &Flows<u32>| -> Vec<(u32, Flow)> {
             flows.stacks().filter_map(|account| Some((account, flows.stack(account)?))).collect()
         };
-        let of_pymalloc = match self.strata.is_known() {
+        let of_pymalloc = match self.has_strata() {
             true => self.strata.stacks().collect(),
             false => of(&self.pymalloc),
         };
@@ -289,7 +336,7 @@ impl Windowed {
 
     /// Bytes that both allocators have handed out, each with the number of windows that say so.
     pub fn totals(&self) -> [(Estimate, f64); 2] {
-        let of_pymalloc = match self.strata.is_known() {
+        let of_pymalloc = match self.has_strata() {
             true => (self.strata.total_bytes(), self.strata.windows()),
             false => (self.pymalloc.total().bytes, self.pymalloc.windows()),
         };
@@ -303,7 +350,7 @@ impl Windowed {
 
     /// Whether full windows say something, and nothing says how much of its work they saw.
     pub fn has_unknown_pace(&self) -> bool {
-        !self.strata.is_known() && self.pymalloc.windows() > 0.0 && self.pace().is_none()
+        !self.has_strata() && self.pymalloc.windows() > 0.0 && self.pace().is_none()
     }
 }
 

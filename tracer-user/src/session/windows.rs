@@ -158,6 +158,7 @@ impl Windows {
     /// A process has come, and may be gone before anything else is due. It is armed at once where all are.
     pub fn came(&mut self, kernel: &Kernel, slot: Slot) -> Result<(), SessionError> {
         self.processes.insert(slot.number, Windowed::new(Meter::read(kernel, slot)?));
+        self.kept.iter_mut().for_each(|kept| kept.forget(slot.number));
         if self.is_whole {
             self.due = Instant::now();
         }
@@ -189,7 +190,8 @@ impl Windows {
             kept.look_if_due(kernel, processes)?;
         }
         if self.stopped.is_some() {
-            return self.settle(kernel, processes);
+            self.settle(kernel, processes)?;
+            return self.drop_if_too_dear(kernel);
         }
         if now < self.due {
             return Ok(());
@@ -266,33 +268,42 @@ impl Windows {
             let slot = traced.slot.number;
             let now = Meter::read(kernel, traced.slot)?;
             let whole = match &self.stretch {
-                Some(stretch) if stretch.contains_key(&slot) => Whole::Everything,
+                Some(stretch) if stretch.contains_key(&slot) => self.whole_of_stretch(),
                 _ if self.kept.is_some() && self.keeps_malloc => Whole::Rare,
                 _ if self.kept.is_some() => Whole::Pools,
                 _ => Whole::Nothing,
             };
             let rows = if whole == Whole::Nothing { None } else { rows.remove(&slot) };
             let one = self.processes.entry(slot).or_insert_with(|| Windowed::new(now));
-            let did = one.pass(now, &self.clock, whole, &rows.unwrap_or_default());
+            let outside = one.pass(now, &self.clock, whole, &rows.unwrap_or_default());
             if matches!(whole, Whole::Rare | Whole::Pools) {
-                self.rare.pass(did.rare(self.keeps_malloc));
-                self.keeping.0 += did.cpu.as_secs_f64();
-                self.keeping.1 += did.traps as f64 * self.clock.nanoseconds() * 1e-9;
+                self.rare.pass(outside.rare(self.keeps_malloc));
+                self.keeping.0 += outside.cpu.as_secs_f64();
+                self.keeping.1 += outside.traps as f64 * self.clock.nanoseconds() * 1e-9;
             }
         }
         let running: FxHashSet<u16> = processes.all_running().map(|traced| traced.slot.number).collect();
         for (slot, one) in &mut self.processes {
             if !running.contains(slot) && !one.is_over() {
-                one.end(Meter::read_ended(kernel, *slot)?);
+                one.end(Meter::read_ended(kernel, *slot)?, self.keeps_malloc);
+                if let Some(kept) = &mut self.kept {
+                    kept.ended(*slot);
+                }
             }
         }
         // Of those that have ended since: all of it was seen, and how much work it was nobody knows any more.
         for (slot, rows) in rows {
             if let Some(one) = self.processes.get_mut(&slot) {
-                one.add_last(&rows);
+                one.add_last(self.stretch.is_some(), &rows);
             }
         }
         Ok(())
+    }
+
+    /// What is seen of processes in which everything is armed.
+    fn whole_of_stretch(&self) -> Whole {
+        let has_malloc = self.is_whole || self.keeps_malloc || self.kept.is_none();
+        if has_malloc { Whole::Everything } else { Whole::Blocks }
     }
 
     /// What is armed all the time must leave something for windows.
@@ -313,8 +324,10 @@ impl Windows {
         let percent = share * 100.0;
         if std::mem::take(&mut self.keeps_malloc) {
             kept.drop_malloc();
+            self.processes.values_mut().for_each(Windowed::leave_malloc);
+            self.rare = RareClock::default();
             self.why_not = Some(format!(
-                "malloc's blocks are not among what lives: to watch all of them would cost {percent:.0} % (raise --budget)"
+                "malloc's blocks are not among what lives: to watch all of them and the openings of pools would cost {percent:.0} % (raise --budget)"
             ));
             self.dropped = Some(Dropped::Malloc);
             kernel.keep_outside_of_windows(keeps::POOLS)?;
@@ -323,6 +336,7 @@ impl Windows {
                 "what lives is not known: to watch openings of pools all the time would cost {percent:.0} % (raise --budget)"
             ));
             self.kept = None;
+            self.processes.values_mut().for_each(Windowed::leave_strata);
             self.dropped = Some(Dropped::All);
             self.turn.0 = Watch::Rare;
             kernel.keep_outside_of_windows(0)?;
@@ -382,7 +396,10 @@ impl Windows {
         let did: Vec<Did> = after.iter().zip(&before).map(|(now, before)| now.since(before)).collect();
         let traps = did.iter().map(|did| did.traps).sum();
         let events = did.iter().map(|did| did.rare(self.keeps_malloc)).sum();
-        self.rare.end_window(events, length >= window.length || traps >= window.traps);
+        match watch {
+            Watch::Pops => self.rare.end_window(events, length >= window.length || traps >= window.traps),
+            _ => self.rare.end_other_window(),
+        }
         self.clock.end(kernel, traps, watch.draws_pops())?;
         // One after the other: two at once would hold up the process longer.
         self.disarming = Some(begin_to_disarm(armed));
@@ -402,6 +419,12 @@ impl Windows {
             let rows = rows.remove(&traced.slot.number).unwrap_or_default();
             if let Some(one) = self.processes.get_mut(&traced.slot.number) {
                 one.book(opened, *did, &self.clock, &rows);
+            }
+        }
+        // Of processes that were not drawn: what is watched all the time.
+        for (slot, rows) in rows {
+            if let Some(one) = self.processes.get_mut(&slot).filter(|_| self.kept.is_some()) {
+                one.book_beside(self.keeps_malloc, &rows);
             }
         }
         let points = chosen.iter().map(|traced| match watch.draws_pops() {
@@ -428,6 +451,8 @@ impl Windows {
         let gone: Vec<u16> = stretch.keys().copied().filter(is_gone).collect();
         disarm(gone.iter().filter_map(|slot| stretch.remove(slot)).flatten());
         if running.is_empty() {
+            // What comes next is armed at once, and all has still been seen.
+            self.stretch = self.is_whole.then_some(stretch);
             return Ok(());
         }
         let is_new = stretch.is_empty();
@@ -456,7 +481,12 @@ impl Windows {
             for traced in running {
                 let now = Meter::read(kernel, traced.slot)?;
                 let Some(one) = self.processes.get_mut(&traced.slot.number) else { continue };
-                one.pass(now, &self.clock, Whole::Nothing, &[]);
+                let kind = match (&self.kept, self.keeps_malloc) {
+                    (Some(_), true) => Whole::Rare,
+                    (Some(_), false) => Whole::Pools,
+                    (None, _) => Whole::Nothing,
+                };
+                one.pass(now, &self.clock, kind, &[]);
             }
             self.number += 1;
             self.clock.begin(kernel)?;
@@ -468,7 +498,7 @@ impl Windows {
 
     /// Disarms what is armed for longer.
     fn end_stretch(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<(), SessionError> {
-        if self.stretch.is_none() {
+        if self.stretch.is_none() && !self.is_whole {
             return Ok(());
         }
         kernel.set_window(Opening::closed(self.number))?;

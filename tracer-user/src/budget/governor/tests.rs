@@ -334,7 +334,7 @@ proptest! {
         for (_, used, spent) in &model.history {
             own += used;
             cost += spent;
-            prop_assert!(cost <= own + 0.5, "{cost} of {own}");
+            prop_assert!(cost <= own + 1.0, "{cost} of {own}");
         }
     }
 }
