@@ -55,7 +55,7 @@ pub fn book_block(context: ProbeContext) -> u32 {
 #[inline(always)]
 fn tell_opening(event: &Event, block: u64, id: AccountId) {
     if let Some(account) = KernelTables.account(id.0) {
-        add(&account.pools, 1);
+        account.add_pool();
     }
     let pool = block & !u64::from(event.layout.pool_mask);
     let record =

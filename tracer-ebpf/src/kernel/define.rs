@@ -155,7 +155,7 @@ pub fn send<I: Instrument>(context: &ProbeContext) {
     if state.is_full != 0 {
         add(&event.totals.ring_full, 1);
     } else if let Some(account) = KernelTables.account(thread.undefined.load() as u32) {
-        account.sent.store(1);
+        account.set_sent();
     }
     if thread.walk_end.load() == u64::MAX {
         // SAFETY: nothing needs to be dropped, and the slot is empty; see `mod.rs` for why the call is here.

@@ -266,7 +266,7 @@ pub fn resident_book(context: RawTracePointContext) -> i32 {
 fn define_next(context: &RawTracePointContext, thread: &Thread) {
     let id = thread.undefined.load() as u32;
     let Some(account) = KernelTables.account(id) else { return };
-    if account.sent.load() != 0 || id < PROCESSES {
+    if account.sent().is_sent() || id < PROCESSES {
         return;
     }
     thread.cursor.store(0);

@@ -220,7 +220,7 @@ impl Event {
     #[inline(always)]
     pub fn define(&self, context: &ProbeContext, id: AccountId, thread: &Thread) {
         let Some(account) = KernelTables.account(id.0) else { return };
-        if account.sent.load() != 0 || id.0 < tracer_ebpf::abi::PROCESSES {
+        if account.sent().is_sent() || id.0 < tracer_ebpf::abi::PROCESSES {
             return;
         }
         thread.undefined.store(u64::from(id.0));

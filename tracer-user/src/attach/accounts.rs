@@ -41,7 +41,7 @@ impl Kernel {
             let Some(account) = table.get(number as usize) else { continue };
             let (count, bytes) = (account.allocated_count.load(), account.allocated_bytes.load());
             let (live_count, live_bytes) = (account.live_count.load(), account.live_bytes.load());
-            let (owner, pools) = (account.owner.load(), account.pools.load());
+            let (owner, pools) = (account.owner.load(), account.sent().pools());
             show(number, Allocated { owner, count, bytes, pools, live_count, live_bytes });
         }
         Ok(())

@@ -38,7 +38,7 @@ pub struct TableSizes {
 }
 
 impl Default for TableSizes {
-    /// 63.5 MiB in all: 36 MiB for 2 million live blocks, 13 MiB for 131,072 accounts, 4 MiB to find them, 8 MiB of ring
+    /// 62.5 MiB in all: 36 MiB for 2 million live blocks, 12 MiB for 131,072 accounts, 4 MiB to find them, 8 MiB of ring
     /// (4,000 stacks, which a tracer that has to wait for a processor needs), 1 MiB for 57,000 code objects.
     fn default() -> Self {
         Self {

@@ -78,7 +78,7 @@ pub struct Arguments {
     /// Room for this many live blocks, at 18 bytes each of the kernel's memory; past half of it blocks are sampled [default: 2064384]
     #[arg(long, value_name = "N")]
     live_blocks: Option<u32>,
-    /// Room for this many stacks, at 136 bytes each of the kernel's memory; imports of a large program take 50,000 for each process [default: 130048]
+    /// Room for this many stacks, at 128 bytes each of the kernel's memory; imports of a large program take 50,000 for each process [default: 130048]
     #[arg(long, value_name = "N")]
     stacks: Option<u32>,
     /// Start programs that do nothing: the floor that benches compare with

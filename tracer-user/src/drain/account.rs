@@ -1,6 +1,7 @@
 //! Reads the counters: one row an account, one set of totals a process.
 
 use tracer_ebpf::abi::PROCESSES;
+use tracer_ebpf::tables::Sent;
 
 use crate::attach::{AccountWords, AttachError, Globals, Kernel};
 use crate::profile::{Amount, Domain, Values};
@@ -130,7 +131,7 @@ pub fn read_accounts(
 pub fn account_row(account: u32, words: AccountWords, peak_at: impl Fn(u32) -> u64) -> Option<AccountRow> {
     let [
         owner,
-        _sent,
+        sent,
         allocated_count,
         allocated_bytes,
         live_count,
@@ -141,10 +142,9 @@ pub fn account_row(account: u32, words: AccountWords, peak_at: impl Fn(u32) -> u
         temporary_count,
         temporary_bytes,
         _link,
-        pools,
     ] = words;
     // One that opened a pool while no window was open has blocks that were not counted.
-    if owner == 0 || allocated_count == 0 && pools == 0 {
+    if owner == 0 || allocated_count == 0 && Sent(sent).pools() == 0 {
         return None;
     }
     let process = (owner >> 40) as u32 & (PROCESSES - 1);
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_change_after_the_peak_shows_what_was_kept() {
         let owner = tracer_ebpf::account::owner(7, 1, 3);
-        let words = [owner, 1, 9, 900, 2, 200, 5, 500, 40, 1, 100, 0, 0];
+        let words = [owner, 1, 9, 900, 2, 200, 5, 500, 40, 1, 100, 0];
         let after = account_row(2000, words, |_| 30).unwrap();
         assert_eq!((after.process, after.thread, after.domain), (3, 7, Domain::Malloc));
         assert_eq!(after.values.peak, Amount { bytes: 500, count: 5 });

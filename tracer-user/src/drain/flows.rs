@@ -4,7 +4,7 @@ use tracer_ebpf::abi::{PROCESSES, domain};
 
 use crate::attach::{Allocated, AttachError, Globals, Kernel};
 
-/// Accounts that are mapped at one time: 832 KiB of them, a multiple of a page whatever its size.
+/// Accounts that are mapped at one time: 768 KiB of them, a multiple of a page whatever its size.
 const STRETCH: u32 = 8192;
 
 /// What one account has allocated.
