@@ -8,8 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const PROCESSES: u32 = 1024;
 /// Frames of one stack; deeper stacks keep the innermost ones and are marked. A power of two, so that a mask bounds an index.
 pub const MAX_FRAMES: usize = 128;
-/// Points of which hits are counted. A power of two; interpreters have up to 254.
-pub const POINTS: u32 = 4096;
+/// Points of which hits are counted: those of four interpreters, which have up to 254; those of more share numbers. A power of two.
+pub const POINTS: u32 = 1024;
 /// Threads that can be told apart at one time, as buckets of the thread table.
 pub const THREAD_BUCKETS: u32 = 1024;
 
