@@ -41,7 +41,7 @@ pub fn book_later(context: &ProbeContext, event: &Event, block: u64, size: u64, 
 #[uprobe]
 #[inline(always)]
 pub fn book_block(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
+    let Some(event) = Event::begun(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
     let Some(id) = walk_and_book(&context, &event, thread) else { return 0 };
     if event.cookie.opens_pool() && event.settings.keeps(event.cookie) {
@@ -99,7 +99,7 @@ fn begin(
 #[uprobe]
 #[inline(always)]
 pub fn find_thread(context: ProbeContext) -> u32 {
-    let Some(event) = Event::of(&context) else { return 0 };
+    let Some(event) = Event::begun(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
     let Searched { state, next } = search(&UserMemory, event.layout, thread.cursor.load(), event.own_ident());
     let runs = thread.sent_parts.load() + 1;

@@ -40,7 +40,7 @@ pub struct Event {
 pub trait Instrument {
     /// Whether ends of code objects are seen.
     const WATCHES_CODE: bool;
-    /// The event; `None` as for [`Event::of`].
+    /// The event; `None` as for [`Event::begun`].
     fn event(context: &ProbeContext) -> Option<Event>;
     /// Where they continue.
     fn programs() -> &'static ProgramArray;
@@ -54,7 +54,7 @@ impl Instrument for Probes {
 
     #[inline(always)]
     fn event(context: &ProbeContext) -> Option<Event> {
-        Event::of(context)
+        Event::begun(context)
     }
 
     #[inline(always)]
@@ -80,9 +80,17 @@ impl Event {
         Some(Self { cookie, thread_id: ids as u32, layout, totals: totals(slot)?, settings })
     }
 
-    /// `None` for a process that is not, or no longer, traced.
+    /// `None` for a process that is not, or no longer, traced, and outside of windows.
     #[inline(always)]
     pub fn of(context: &ProbeContext) -> Option<Self> {
+        let event = Self::begun(context)?;
+        let counts = !event.settings.window().is_closed() || event.settings.keeps(event.cookie);
+        counts.then_some(event)
+    }
+
+    /// The same in a program that another continues in: a window that closes meanwhile must not cost a stack that is sent only once.
+    #[inline(always)]
+    pub fn begun(context: &ProbeContext) -> Option<Self> {
         // SAFETY: the helper takes the unchanged context of a uprobe program.
         let cookie = Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
         let layout = layout(cookie.process())?;
@@ -91,9 +99,6 @@ impl Event {
             return None;
         }
         let settings = settings()?;
-        if settings.window().is_closed() && !settings.keeps(cookie) {
-            return None;
-        }
         let totals = totals(cookie.process())?;
         Some(Self { cookie, thread_id: ids as u32, layout, totals, settings })
     }

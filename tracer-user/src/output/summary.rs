@@ -74,7 +74,11 @@ fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
         (opened, _) => format!("estimated from {} windows", text::count(opened)),
     }];
     if windows.knows_live {
-        lines.push("live and peak: pymalloc's blocks count for the stack that opened their pool".to_owned());
+        lines.push(format!(
+            "live and peak: pymalloc's blocks count for the stack that opened their pool; the peak is the highest of {} looks, at most {:.2} s apart",
+            text::count(windows.looks),
+            windows.longest_look_gap_nanoseconds as f64 / 1e9
+        ));
     }
     lines.extend(windows.live_unknown.iter().map(|why| text::visible(why).into_owned()));
     if windows.full > 0 && !windows.knows_live && windows.slowdown.is_none() {

@@ -200,6 +200,10 @@ pub struct WindowSummary {
     pub knows_live: bool,
     /// Why not, where it was meant to be.
     pub live_unknown: Option<String>,
+    /// Looks at what lives, of which the highest is the peak.
+    pub looks: u64,
+    /// The longest time between two of them: a peak that was shorter may have been missed.
+    pub longest_look_gap_nanoseconds: u64,
     /// Half the width of the 95 % interval of all allocated bytes; `null`: too few windows to know.
     pub allocated_bytes_error: Option<u64>,
     /// How many times as long as by itself a process took in windows that watch all blocks, at the most; `null`: not known.

@@ -67,6 +67,8 @@ pub(super) struct Session<'a> {
     pub(super) seen: FxHashSet<u32>,
     pub(super) started: Option<(SystemTime, Instant)>,
     pub(super) default_metric: &'static str,
+    /// What has happened to processes and waits.
+    told: Vec<ProcessEvent>,
     /// What is lost of whole processes.
     pub(super) losses: Losses,
     /// Processes that ran when this was last asked.
@@ -119,6 +121,7 @@ impl<'a> Session<'a> {
             seen: FxHashSet::default(),
             started: None,
             default_metric: "live",
+            told: Vec::new(),
             losses: Losses::default(),
             number: 0,
             windows,
@@ -198,7 +201,6 @@ impl<'a> Session<'a> {
     /// Has windows do what is due.
     pub(super) fn step_windows(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         let Some(windows) = &mut self.windows else { return Ok(()) };
-        windows.opened(self.recorder.take_openings());
         let was_whole = windows.is_whole();
         windows.step(&mut self.kernel, &self.processes, |line| observer.note(line))?;
         if was_whole && !windows.is_whole() {
@@ -309,9 +311,7 @@ impl<'a> Session<'a> {
                 }
             }
             Change::HeldAtExit => {
-                self.drain(observer)?;
                 if let Some(windows) = &mut self.windows {
-                    windows.opened(self.recorder.take_openings());
                     windows.look(&self.kernel, &self.processes)?;
                 }
                 self.processes.reckon(&mut self.kernel, &mut self.recorder, Some(child.id()))?;
@@ -354,10 +354,8 @@ impl<'a> Session<'a> {
     fn drain(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.processes.look_at_allocators(&mut self.kernel, true, |line| observer.note(line))?;
         // Steps arm processes, and records of theirs come meanwhile; those are taken the next time.
-        let mut told = Vec::new();
-        while let Some(record) = self.ring.next() {
-            told.extend(self.recorder.take(&record));
-        }
+        self.read_ring();
+        let mut told = std::mem::take(&mut self.told);
         self.count_unarmed(leave_out_the_dead(&mut told));
         for event in told {
             // The command itself is held where it execs, and handled there.
@@ -373,6 +371,16 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Reads all that was sent; what happened to processes waits.
+    fn read_ring(&mut self) {
+        while let Some(record) = self.ring.next() {
+            self.told.extend(self.recorder.take(&record));
+        }
+        if let Some(windows) = &mut self.windows {
+            windows.opened(self.recorder.take_openings());
+        }
     }
 
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
@@ -408,12 +416,14 @@ impl<'a> Session<'a> {
             self.last_look(observer)?;
         }
         let elapsed = self.started.map(|(_, started)| started.elapsed());
+        if let Some(windows) = &mut self.windows {
+            windows.last_look(&mut self.kernel, &self.processes)?;
+        }
+        // Who opened the pools that it saw.
+        self.read_ring();
         // Taken: what is told last must not open another.
         let estimates = match &mut self.windows.take() {
-            Some(windows) => {
-                windows.opened(self.recorder.take_openings());
-                Some(windows.finish(&mut self.kernel, &self.processes)?)
-            }
+            Some(windows) => Some(windows.finish(&mut self.kernel, &self.processes)?),
             None => None,
         };
         self.processes.disarm();

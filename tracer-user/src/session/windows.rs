@@ -161,7 +161,7 @@ impl Windows {
         Ok(())
     }
 
-    /// Pools that were opened.
+    /// Pools that were opened; all that came before is known now.
     pub fn opened(&mut self, openings: Vec<PoolOpening>) {
         if let Some(kept) = &mut self.kept {
             kept.opened(openings);
@@ -404,6 +404,15 @@ impl Windows {
         self.settle(kernel, processes)
     }
 
+    /// The last but one step: if not everything was seen, windows are over, and what lives is looked at for the last time.
+    pub fn last_look(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<(), SessionError> {
+        if self.is_whole && self.stretch.is_some() {
+            return Ok(());
+        }
+        self.end_stretch(kernel, processes)?;
+        self.look(kernel, processes)
+    }
+
     /// The last step: nothing is armed any more, and this is what was found.
     pub fn finish(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<Estimates, SessionError> {
         let cost_percent = |governor: &Governor| governor.cost_share().map(|share| share * 100.0);
@@ -414,8 +423,8 @@ impl Windows {
             }
             return Ok(Estimates::whole(cost_percent(&self.governor)));
         }
-        self.end_stretch(kernel, processes)?;
-        self.look(kernel, processes)?;
+        self.settle(kernel, processes)?;
+        let looks = self.kept.as_ref().map(Kept::looks).unwrap_or_default();
         let why_not = self.kept.as_ref().and_then(Kept::unknown);
         let why_not = why_not.map(|why| format!("what lives is not known: {why}"));
         let summary = WindowSummary {
@@ -423,6 +432,8 @@ impl Windows {
             full: self.full,
             knows_live: self.kept.as_ref().is_some_and(|kept| kept.unknown().is_none()),
             live_unknown: self.why_not.take().or(why_not),
+            looks: looks.number,
+            longest_look_gap_nanoseconds: u64::try_from(looks.longest_gap.as_nanos()).unwrap_or(u64::MAX),
             stopped: self.stopped.map(|stopped| stopped.to_string()),
             ..WindowSummary::default()
         };

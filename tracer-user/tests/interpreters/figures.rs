@@ -134,6 +134,6 @@ pub fn check_churn(interpreter: &Interpreter) -> Result<()> {
     unknown.dedup();
     println!("{}: {known} of {LOOKS} known, {uncertain} read in part again; {unknown:?}", interpreter.label);
     let is_musl = unknown.iter().any(|reason| reason.contains("musl"));
-    ensure!(known >= LOOKS / 4 || is_musl, "{known}: {unknown:?}");
+    ensure!(known >= LOOKS / 2 || is_musl, "{known}: {unknown:?}");
     Ok(())
 }

@@ -72,6 +72,8 @@ fn recording() -> impl Strategy<Value = Recording> {
                     opened: events,
                     full: events / 2,
                     knows_live: events % 3 == 2,
+                    looks: events % 4,
+                    longest_look_gap_nanoseconds: thinned,
                     live_unknown: (events % 11 == 1).then(|| "mimalloc".to_owned()),
                     allocated_bytes_error: (events % 3 == 1).then_some(thinned),
                     slowdown: (events % 5 < 3).then_some(seen_fraction * 40.0),

@@ -23,8 +23,8 @@ def main():
     for _ in range(rounds):
         names(50_000)
     kept = rows(100_000), floats(300_000), buffers(200)
-    for _ in range(rounds):
-        names(50_000)
+    for _ in range(rounds * 10):
+        names(5_000)
     del kept
 
 

@@ -174,9 +174,6 @@ fn killed(value: &Value) -> Verdict {
     check(value["status"].is_null(), || format!("the target ended with {}", value["status"]))
 }
 
-/// Stacks that windows may lose as they close.
-const MOST_UNRECEIVED: u64 = 5;
-
 /// Within a budget: how much is seen depends on the machine.
 fn usual(value: &Value) -> Verdict {
     let errors = value["errors"].as_str().unwrap_or_default();
@@ -184,14 +181,7 @@ fn usual(value: &Value) -> Verdict {
     let report = &value["live"];
     check(report["error"].is_null(), || format!("no report: {}", report["error"]))?;
     check(errors.contains("live ") && errors.contains("wrote "), || format!("no summary: {errors}"))?;
-    // A stack that is first seen as a window closes is not sent any more, and is counted.
-    let mut report = report.clone();
-    if let Some(unreceived) = report.pointer_mut("/losses/unreceived_stacks")
-        && unreceived.as_u64().is_some_and(|number| number <= MOST_UNRECEIVED)
-    {
-        *unreceived = 0.into();
-    }
-    nothing_lost(&report, value["stacks"]["blocks"].as_u64().unwrap_or(0) / UNREADABLE)
+    nothing_lost(report, value["stacks"]["blocks"].as_u64().unwrap_or(0) / UNREADABLE)
 }
 
 /// What holds for every recording, and amounts by function.
