@@ -111,6 +111,19 @@ impl Cookie {
         Self(self.0 | (number as u64 & (POINTS as u64 - 1)) << 48 | (level as u64 & 15) << 60)
     }
 
+    /// Of a point that is armed all the time, beside windows.
+    #[must_use]
+    pub const fn as_kept(self) -> Self {
+        Self(self.0 | 1 << 58)
+    }
+
+    /// See [`Self::as_kept`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_kept(self) -> bool {
+        self.0 >> 58 & 1 != 0
+    }
+
     /// See [`Self::with_number`].
     #[inline(always)]
     #[must_use]
@@ -287,6 +300,8 @@ pub mod record {
     pub const FORK: u32 = 6;
     /// A [`PoolRecord`](super::PoolRecord).
     pub const POOL: u32 = 7;
+    /// A [`BlockRecord`](super::BlockRecord).
+    pub const BLOCK: u32 = 8;
 }
 
 /// How a walk ended; kept with the stack so that what is missing is named.
@@ -449,8 +464,27 @@ pub struct PoolRecord {
     pub pool: u64,
 }
 
+/// A block was handed out in a window.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct BlockRecord {
+    /// [`record::BLOCK`].
+    pub record: u32,
+    /// Process slot.
+    pub process: u32,
+    /// The account of the stack that got it.
+    pub account: u32,
+    /// Bit 0: it is malloc's. From bit 8 on, [`Cookie::level`] of its point. From bit 16 on, the last bits of the window's number.
+    pub mark: u32,
+    /// What the allocator spends on it.
+    pub bytes: u64,
+    /// Its address.
+    pub block: u64,
+}
+
 const _: () = {
     assert!(size_of::<PoolRecord>() == 24);
+    assert!(size_of::<BlockRecord>() == 32);
     assert!(size_of::<Layout>().is_multiple_of(8));
     assert!(size_of::<StackRecord>() == 32 + 16 * PART_FRAMES);
     assert!(MAX_FRAMES.is_multiple_of(PART_FRAMES) && PART_FRAMES.is_power_of_two());

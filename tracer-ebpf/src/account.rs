@@ -43,6 +43,8 @@ pub struct Books<'a, T> {
     pub window: Window,
     /// In a window a block stands for `1 << level`: others like it came where nothing was armed.
     pub level: u32,
+    /// The event came at a point that is armed all the time beside windows.
+    pub is_kept: bool,
 }
 
 /// Adds, wrapping: live counters go down by adding the two's complement.
@@ -116,9 +118,16 @@ impl<T: Tables> Books<'_, T> {
     /// A block of `size` bytes at `address` now belongs to `account`. Whether the table has an entry more.
     #[inline(always)]
     pub fn allocated(&self, id: AccountId, thread: Option<&Thread>, address: u64, size: u64, of: u8) -> bool {
-        let Some(account) = self.tables.account(id.0).filter(|_| !self.window.is_closed()) else {
+        let Some(account) = self.tables.account(id.0) else { return false };
+        if self.is_kept {
+            add(&self.totals.kept, 1);
+            add(&account.temporary_count, 1);
+            add(&account.temporary_bytes, size);
             return false;
-        };
+        }
+        if self.window.is_closed() {
+            return false;
+        }
         let level = if self.window.is_any() { self.level } else { 0 };
         add(&account.allocated_count, 1 << level);
         add(&account.allocated_bytes, size << level);

@@ -26,6 +26,8 @@ pub struct Account {
     pub peak_bytes: Cell,
     /// The process's event sequence at the last change of this account.
     pub changed: Cell,
+    /// Of a process that is watched in windows, where nothing is known of temporary blocks: what came at points that are armed all the time
+    /// ([`Cookie::is_kept`]), beside windows and in them. The two after it are the same in bytes.
     pub temporary_count: Cell,
     pub temporary_bytes: Cell,
     /// Its stack's key in the index; of an account that was given back, the number of the next such one.
@@ -138,6 +140,8 @@ pub struct Totals {
     pub abandoned_calls: Cell,
     /// Pools that were opened, where that is a function's return.
     pub pools: Cell,
+    /// Blocks that came at points which are armed all the time beside windows ([`Cookie::is_kept`]); they are in `pops` too.
+    pub kept: Cell,
 }
 
 /// Places of [`Generations`]. Two addresses that share one cost accounts, not names: with 32,768, a code object's end opens
@@ -297,6 +301,8 @@ pub mod keeps {
     pub const POOLS: u64 = 1;
     /// The malloc family, with its frees.
     pub const MALLOC: u64 = 2;
+    /// Not outside of windows: each block that is handed out in one is told.
+    pub const BLOCKS: u64 = 4;
 }
 
 impl Settings {
@@ -305,7 +311,23 @@ impl Settings {
     #[must_use]
     pub fn keeps(&self, cookie: Cookie) -> bool {
         let keeps = self.keeps.load();
-        cookie.is_malloc() && keeps & keeps::MALLOC != 0 || cookie.opens_pool() && keeps & keeps::POOLS != 0
+        cookie.is_kept()
+            || cookie.is_malloc() && keeps & keeps::MALLOC != 0
+            || cookie.opens_pool() && keeps & keeps::POOLS != 0
+    }
+
+    /// Whether userspace wants to know whose each pool is.
+    #[inline(always)]
+    #[must_use]
+    pub fn tells_openings(&self) -> bool {
+        self.keeps.load() & keeps::POOLS != 0
+    }
+
+    /// Whether userspace wants to know of each block that is handed out in a window.
+    #[inline(always)]
+    #[must_use]
+    pub fn tells_blocks(&self) -> bool {
+        self.keeps.load() & keeps::BLOCKS != 0
     }
 
     /// What counts now.
@@ -345,6 +367,20 @@ impl Window {
     #[must_use]
     pub const fn is_any(self) -> bool {
         self.0 != 0
+    }
+
+    /// Its number, if there is any.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        (self.0 / Self::NUMBER).wrapping_sub(1)
+    }
+
+    /// Whether one is open.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        self.0 & Self::OPEN != 0
     }
 
     /// Whether nothing counts now.

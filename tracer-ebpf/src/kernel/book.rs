@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
-use tracer_ebpf::abi::{PoolRecord, domain, end, record};
+use tracer_ebpf::abi::{BlockRecord, PoolRecord, domain, end, record};
 use tracer_ebpf::account::{AccountId, add};
 use tracer_ebpf::tables::{Tables as _, Thread};
 use tracer_ebpf::threads::{RUNS, Searched, search};
@@ -44,7 +44,7 @@ pub fn book_block(context: ProbeContext) -> u32 {
     let Some(event) = Event::begun(&context) else { return 0 };
     let Some(thread) = event.thread() else { return 0 };
     let Some(id) = walk_and_book(&context, &event, thread) else { return 0 };
-    if event.cookie.opens_pool() && event.settings.keeps(event.cookie) {
+    if event.cookie.opens_pool() && event.settings.tells_openings() {
         tell_opening(&event, thread.booked_block.load(), id);
     }
     event.define(&context, id, thread);
@@ -141,6 +141,21 @@ fn walk_and_book(context: &ProbeContext, event: &Event, thread: &Thread) -> Opti
     let id = event.account(thread, domain);
     if let Some(books) = event.books() {
         books.allocated(id, Some(thread), block, size & !OF_MALLOC, domain);
+        if books.window.is_open() && event.settings.tells_blocks() {
+            tell_block(event, id, block, size & !OF_MALLOC, domain);
+        }
     }
     Some(id)
+}
+
+/// Tells userspace of a block that was handed out in a window. It is not woken for it.
+#[inline(always)]
+fn tell_block(event: &Event, id: AccountId, block: u64, bytes: u64, domain: u8) {
+    let window = (event.settings.window().number() as u32) << 16;
+    let mark = window | event.cookie.level() << 8 | u32::from(domain == domain::MALLOC);
+    let process = event.cookie.process();
+    let record = BlockRecord { record: record::BLOCK, process, account: id.0, mark, bytes, block };
+    if events().output::<BlockRecord>(record, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
+        add(&event.totals.ring_full, 1);
+    }
 }

@@ -122,6 +122,7 @@ impl Event {
             slot,
             window: self.window(),
             level: self.cookie.level(),
+            is_kept: self.cookie.is_kept(),
         })
     }
 

@@ -120,6 +120,7 @@ impl Host {
             slot,
             window: self.settings.window(),
             level: 0,
+            is_kept: false,
         }
     }
 

@@ -21,6 +21,10 @@ pub struct Allocated {
     pub bytes: u64,
     /// Pools that it opened, where that is told.
     pub pools: u64,
+    /// Blocks that came at points which are armed all the time, where there are windows; they are not in `count`.
+    pub kept_count: u64,
+    /// Bytes of those.
+    pub kept_bytes: u64,
     /// Blocks of them that live, where frees are seen.
     pub live_count: u64,
     /// Bytes of those.
@@ -42,7 +46,9 @@ impl Kernel {
             let (count, bytes) = (account.allocated_count.load(), account.allocated_bytes.load());
             let (live_count, live_bytes) = (account.live_count.load(), account.live_bytes.load());
             let (owner, pools) = (account.owner.load(), account.sent().pools());
-            show(number, Allocated { owner, count, bytes, pools, live_count, live_bytes });
+            let (kept_count, kept_bytes) = (account.temporary_count.load(), account.temporary_bytes.load());
+            let kept = Allocated { kept_count, kept_bytes, ..Allocated::default() };
+            show(number, Allocated { owner, count, bytes, pools, live_count, live_bytes, ..kept });
         }
         Ok(())
     }

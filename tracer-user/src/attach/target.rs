@@ -60,6 +60,8 @@ pub enum Watch {
     Mallocs,
     /// Openings of pools alone.
     Pools,
+    /// Openings of pools, and those pops that are hit so seldom that they can be armed all the time beside windows: what they see counts outside of them too.
+    Cold,
     /// All others: blocks of pools that are open leave and come back.
     Blocks,
     /// Those of them at which they leave.
@@ -95,10 +97,12 @@ pub fn arm(
             for point in &file.plan.points {
                 let is_pop = is_pop(point.kind);
                 let armed = probe_point(point, program, slot).filter(|_| watch.wants(point.kind));
-                points.extend(armed.and_then(|armed| match is_pop {
+                let armed = armed.and_then(|armed| match is_pop {
                     true => Some(ProbePoint { cookie: file.pops.cookie(place, armed.cookie)?, ..armed }),
                     false => Some(armed),
-                }));
+                });
+                let kept = |armed: ProbePoint| ProbePoint { cookie: armed.cookie.as_kept(), ..armed };
+                points.extend(if watch == Watch::Cold { armed.map(kept) } else { armed });
                 place += usize::from(is_pop);
             }
             if !points.is_empty() {
@@ -119,7 +123,7 @@ impl Watch {
     /// Whether [`Pops`] says which of a plan's pops are armed.
     #[must_use]
     pub const fn draws_pops(self) -> bool {
-        matches!(self, Self::Allocations | Self::Pops)
+        matches!(self, Self::Allocations | Self::Pops | Self::Cold)
     }
 
     /// Pops of a plan: what may be drawn from.
@@ -143,6 +147,7 @@ impl Watch {
             Self::Mallocs => !is_end && matches!(kind, PointKind::Malloc(_)),
             Self::Pools => is_rare && !matches!(kind, PointKind::Malloc(_)),
             Self::Kept => is_rare,
+            Self::Cold => is_pop(kind) || is_rare && !matches!(kind, PointKind::Malloc(_)),
             Self::Blocks => !is_rare,
             Self::Pops => !is_rare && !is_end,
         }

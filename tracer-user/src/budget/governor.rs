@@ -53,6 +53,8 @@ pub struct Budget {
     pub tail: Duration,
     /// Begins armed, and this much cost is lent to what comes first; zero begins with windows.
     pub opening: Duration,
+    /// The target ran before this began: what it used in its first second counts, by half, for the nine seconds before it, so that something is known soon.
+    pub ran_before: bool,
     /// Factor by which all costs are taken too high: the budget holds as long as they are not known worse than that.
     pub margin: f64,
     /// What arming is taken to cost until that is known.
@@ -73,6 +75,7 @@ impl Budget {
             longest_period: Duration::from_secs(5),
             tail: Duration::from_millis(50),
             opening: Duration::ZERO,
+            ran_before: false,
             margin: 1.15,
             cycle: CyclePrior::default(),
             seed,
@@ -266,6 +269,8 @@ pub struct Governor {
     owed: f64,
     hopeless: f64,
     total: (f64, f64),
+    /// Seconds since the beginning, until what came before it is known.
+    beginning: Option<f64>,
 }
 
 impl Governor {
@@ -292,6 +297,7 @@ impl Governor {
             owed: 0.0,
             hopeless: 0.0,
             total: (0.0, 0.0),
+            beginning: budget.ran_before.then_some(0.0),
             budget,
         }
     }
@@ -340,10 +346,22 @@ impl Governor {
         }
         own = own.min(elapsed * f64::from(self.budget.processors.max(1)));
         self.ledger.pass(elapsed, own);
+        self.look_back(elapsed, own);
         self.ledger.spend(cost);
         self.total.0 += cost / self.budget.margin;
         self.total.1 += own;
         (cost, own)
+    }
+
+    /// What the target used in its first second says what it used before.
+    fn look_back(&mut self, elapsed: f64, own: f64) {
+        let Some(seconds) = &mut self.beginning else { return };
+        *seconds += elapsed;
+        let (seconds, own) = (*seconds, self.total.1 + own);
+        if seconds >= 1.0 {
+            self.ledger.earned_before(0.5 * own / seconds);
+            self.beginning = None;
+        }
     }
 
     /// Seconds that a trap is taken to cost.

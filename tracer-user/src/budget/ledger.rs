@@ -63,6 +63,15 @@ impl Ledger {
         self.credit = self.credit.min(self.earned());
     }
 
+    /// Before the first slot the target used `own` seconds of CPU time in each second: what that earned is there too, as far as it is in the span.
+    pub fn earned_before(&mut self, own: f64) {
+        let earned = own.clamp(0.0, self.processors) * self.share * SLOT_SECONDS;
+        while self.slots.len() < SLOTS {
+            self.slots.push_front(Slot { earned, spent: 0.0 });
+            self.credit += earned;
+        }
+    }
+
     /// Tracing cost so much, just now.
     pub fn spend(&mut self, cost: f64) {
         if let Some(slot) = self.slots.back_mut() {
@@ -102,6 +111,21 @@ impl Ledger {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_was_earned_before_is_there_and_is_forgotten_in_its_time() {
+        let mut ledger = Ledger::new(0.01, 4.0);
+        ledger.pass(0.5, 0.5);
+        ledger.pass(0.5, 0.5);
+        ledger.earned_before(0.5);
+        // A second at full use, nine at half.
+        assert!((0.053..=0.056).contains(&ledger.available()), "{}", ledger.available());
+        ledger.spend(0.05);
+        assert!(ledger.available() < 0.006);
+        (0..10).for_each(|_| ledger.pass(0.5, 0.0));
+        // What was spent is as young as before, what was earned is older.
+        assert!(ledger.available() < 0.0, "{}", ledger.available());
+    }
 
     #[test]
     fn a_sleeping_target_keeps_no_credit() {

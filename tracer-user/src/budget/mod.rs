@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod pace;
 pub mod points;
 pub mod progress;
+pub mod rotation;
 pub mod strata;
 pub mod survivors;
 pub mod window;

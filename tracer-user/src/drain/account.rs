@@ -45,6 +45,7 @@ pub struct Totals {
     pub ring_full: u64,
     pub abandoned_calls: u64,
     pub pools: u64,
+    pub kept: u64,
 }
 
 impl Totals {
@@ -81,6 +82,7 @@ pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
         ring_full,
         abandoned_calls,
         pools,
+        kept,
     ] = words;
     Ok(Totals {
         events,
@@ -103,6 +105,7 @@ pub fn read_totals(kernel: &Kernel, slot: u16) -> Result<Totals, AttachError> {
         ring_full,
         abandoned_calls,
         pools,
+        kept,
     })
 }
 
@@ -143,8 +146,8 @@ pub fn account_row(account: u32, words: AccountWords, peak_at: impl Fn(u32) -> u
         temporary_bytes,
         _link,
     ] = words;
-    // One that opened a pool while no window was open has blocks that were not counted.
-    if owner == 0 || allocated_count == 0 && Sent(sent).pools() == 0 {
+    // One that opened a pool while no window was open has blocks that were not counted; `temporary` is what came at kept points.
+    if owner == 0 || allocated_count == 0 && temporary_count == 0 && Sent(sent).pools() == 0 {
         return None;
     }
     let process = (owner >> 40) as u32 & (PROCESSES - 1);

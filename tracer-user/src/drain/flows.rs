@@ -8,7 +8,7 @@ use crate::attach::{Allocated, AttachError, Globals, Kernel};
 const STRETCH: u32 = 8192;
 
 /// What one account has allocated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Its number.
     pub account: u32,
@@ -22,13 +22,27 @@ pub struct Taken {
     pub count: u64,
     /// Pools that it opened.
     pub pools: u64,
+    /// Blocks that came at points which are armed all the time, beside windows and in them; they are not in `count`.
+    pub kept_count: u64,
+    /// Bytes of those.
+    pub kept_bytes: u64,
 }
 
 /// Remembers what there was.
 #[derive(Debug, Default)]
 pub struct FlowReader {
-    /// Blocks, bytes and pools, by account.
-    before: Vec<(u64, u64, u64)>,
+    /// By account.
+    before: Vec<Before>,
+}
+
+/// What an account had.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    count: u64,
+    bytes: u64,
+    pools: u64,
+    kept_count: u64,
+    kept_bytes: u64,
 }
 
 impl FlowReader {
@@ -36,7 +50,7 @@ impl FlowReader {
     pub fn take(&mut self, kernel: &Kernel) -> Result<Vec<Taken>, AttachError> {
         let [_, used, ..]: Globals = kernel.words("GLOBALS", 0)?;
         let used = u32::try_from(used).unwrap_or(u32::MAX).min(kernel.sizes().accounts).max(PROCESSES);
-        self.before.resize(used as usize, (0, 0, 0));
+        self.before.resize(used as usize, Before::default());
         let mut taken = Vec::new();
         for start in (0..used).step_by(STRETCH as usize) {
             let range = start..used.min(start.saturating_add(STRETCH));
@@ -48,24 +62,29 @@ impl FlowReader {
     /// An account was given back, and begins anew.
     pub fn forget(&mut self, account: u32) {
         if let Some(before) = self.before.get_mut(account as usize) {
-            *before = (0, 0, 0);
+            *before = Before::default();
         }
     }
 
     fn compare(&mut self, account: u32, now: Allocated) -> Option<Taken> {
         let before = self.before.get_mut(account as usize)?;
-        let (count, bytes) = (now.count.wrapping_sub(before.0), now.bytes.wrapping_sub(before.1));
-        let pools = now.pools.wrapping_sub(before.2);
-        *before = (now.count, now.bytes, now.pools);
-        let process = (now.owner >> 40) as u16 & (PROCESSES - 1) as u16;
-        let is_malloc = now.owner >> 32 & 3 == u64::from(domain::MALLOC);
-        (count + pools > 0 && now.owner != 0).then_some(Taken {
+        let Allocated { owner, count, bytes, pools, kept_count, kept_bytes, .. } = now;
+        let then = std::mem::replace(before, Before { count, bytes, pools, kept_count, kept_bytes });
+        let (count, bytes) = (count.wrapping_sub(then.count), bytes.wrapping_sub(then.bytes));
+        let pools = pools.wrapping_sub(then.pools);
+        let kept_count = kept_count.wrapping_sub(then.kept_count);
+        let kept_bytes = kept_bytes.wrapping_sub(then.kept_bytes);
+        let process = (owner >> 40) as u16 & (PROCESSES - 1) as u16;
+        let is_malloc = owner >> 32 & 3 == u64::from(domain::MALLOC);
+        (count + pools + kept_count > 0 && owner != 0).then_some(Taken {
             account,
             process,
             is_malloc,
             bytes,
             count,
             pools,
+            kept_count,
+            kept_bytes,
         })
     }
 }
@@ -76,13 +95,14 @@ mod tests {
 
     #[test]
     fn only_what_has_come_since_is_taken() {
-        let mut reader = FlowReader { before: vec![(0, 0, 0); 3] };
+        let mut reader = FlowReader { before: vec![Before::default(); 3] };
         let owner = tracer_ebpf::account::owner(7, domain::MALLOC, 5);
         let mut look = |account, count, bytes| {
             reader.compare(account, Allocated { owner, count, bytes, ..Allocated::default() })
         };
-        let taken =
-            |bytes, count| Some(Taken { account: 2, process: 5, is_malloc: true, bytes, count, pools: 0 });
+        let taken = |bytes, count| {
+            Some(Taken { account: 2, process: 5, is_malloc: true, bytes, count, ..Taken::default() })
+        };
         assert_eq!(look(2, 3, 300), taken(300, 3));
         assert_eq!(look(2, 3, 300), None);
         assert_eq!(look(2, 4, 420), taken(120, 1));

@@ -10,5 +10,5 @@ mod thinning;
 
 pub use account::{AccountRow, Totals, account_row, read_accounts, read_totals};
 pub use flows::{FlowReader, Taken};
-pub use records::{Event, PoolOpening, ProcessEvent, decode};
+pub use records::{BlockSeen, Event, PoolOpening, ProcessEvent, decode};
 pub use thinning::{live_bytes_error, variance_of_block};

@@ -1,8 +1,8 @@
 //! Decodes the records of the ring buffer. Pure; the bytes come from the kernel half, but their content from the target.
 
 use tracer_ebpf::abi::{
-    CodeRecord, LINE_TABLE_BYTES, LineTableRecord, PART_FRAMES, PoolRecord, ProcessRecord, RawFrame, RawText,
-    StackRecord, record,
+    BlockRecord, CodeRecord, LINE_TABLE_BYTES, LineTableRecord, PART_FRAMES, PROCESSES, PoolRecord,
+    ProcessRecord, RawFrame, RawText, StackRecord, record,
 };
 use zerocopy::FromBytes as _;
 
@@ -54,6 +54,8 @@ pub enum Event {
     },
     /// A pool was opened.
     Pool(PoolOpening),
+    /// A block was handed out in a window.
+    Block(BlockSeen),
     /// Something has happened to a whole process.
     Process(ProcessEvent),
     /// Something that this version does not know, or a record that is too short.
@@ -72,6 +74,25 @@ pub struct PoolOpening {
     pub account: u32,
     /// Address of the pool's header.
     pub pool: u64,
+}
+
+/// A block that was handed out in a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockSeen {
+    /// Process slot.
+    pub process: u16,
+    /// The account of the stack that got it.
+    pub account: u32,
+    /// Where it is.
+    pub address: u64,
+    /// What the allocator spends on it.
+    pub bytes: u64,
+    /// Whether it is malloc's; else pymalloc's.
+    pub is_malloc: bool,
+    /// It stands for `1 << level` such blocks of its window.
+    pub level: u8,
+    /// The last bits of the window's number.
+    pub window: u16,
 }
 
 /// What happens to whole processes. Times are nanoseconds of the monotonic clock.
@@ -116,6 +137,7 @@ pub fn decode(bytes: &[u8]) -> Event {
         record::LINE_TABLE => line_table(bytes),
         record::EXEC | record::EXIT | record::FORK => process(bytes),
         record::POOL => pool(bytes),
+        record::BLOCK => block(bytes),
         _ => None,
     };
     decoded.unwrap_or(Event::Unknown { record: number })
@@ -124,6 +146,20 @@ pub fn decode(bytes: &[u8]) -> Event {
 fn pool(bytes: &[u8]) -> Option<Event> {
     let (PoolRecord { process, account, pool, .. }, _) = PoolRecord::read_from_prefix(bytes).ok()?;
     Some(Event::Pool(PoolOpening { process, account, pool }))
+}
+
+fn block(bytes: &[u8]) -> Option<Event> {
+    let (told, _) = BlockRecord::read_from_prefix(bytes).ok()?;
+    let BlockRecord { process, account, mark, bytes, block, .. } = told;
+    Some(Event::Block(BlockSeen {
+        process: (process & (PROCESSES - 1)) as u16,
+        account,
+        address: block,
+        bytes,
+        is_malloc: mark & 1 != 0,
+        level: (mark >> 8 & 15) as u8,
+        window: (mark >> 16) as u16,
+    }))
 }
 
 fn process(bytes: &[u8]) -> Option<Event> {
@@ -217,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode(number in 0u32..7, mut bytes in proptest::collection::vec(any::<u8>(), 4..3000)) {
+        fn any_bytes_decode(number in 0u32..10, mut bytes in proptest::collection::vec(any::<u8>(), 4..3000)) {
             bytes[..4].copy_from_slice(&number.to_ne_bytes());
             let _ = decode(&bytes);
         }

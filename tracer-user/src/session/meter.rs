@@ -27,6 +27,7 @@ pub struct Meter {
     pops: u64,
     mallocs: u64,
     pools: u64,
+    kept: u64,
     /// Pushes and calls of `free`.
     ends: u64,
 }
@@ -44,6 +45,8 @@ pub struct Did {
     pub mallocs: u64,
     /// Openings of pools.
     pub pools: u64,
+    /// Blocks at points that are armed all the time, openings of pools among them.
+    pub kept: u64,
 }
 
 impl Did {
@@ -55,6 +58,7 @@ impl Did {
             traps: self.traps.saturating_sub(part.traps),
             mallocs: self.mallocs.saturating_sub(part.mallocs),
             pools: self.pools.saturating_sub(part.pools),
+            kept: self.kept.saturating_sub(part.kept),
         }
     }
 
@@ -66,12 +70,15 @@ impl Did {
             traps: self.traps + other.traps,
             mallocs: self.mallocs + other.mallocs,
             pools: self.pools + other.pools,
+            kept: self.kept + other.kept,
         }
     }
 
     /// Events that are rare beside the others: they are watched all the time where that fits.
     pub const fn rare(&self, with_malloc: bool) -> u64 {
-        if with_malloc { self.mallocs + self.pools } else { self.pools }
+        // Of a command openings of pools are, of a process that ran already they are among the kept ones.
+        let kept = if self.kept > self.pools { self.kept } else { self.pools };
+        if with_malloc { self.mallocs + kept } else { kept }
     }
 }
 
@@ -88,8 +95,8 @@ impl Meter {
     }
 
     const fn of(totals: &Totals) -> Self {
-        let Totals { pops, mallocs, pools, pushes, frees, .. } = *totals;
-        Self { cpu: None, user: None, pops, mallocs, pools, ends: pushes + frees }
+        let Totals { pops, mallocs, pools, kept, pushes, frees, .. } = *totals;
+        Self { cpu: None, user: None, pops, mallocs, pools, kept, ends: pushes + frees }
     }
 
     /// What has come since.
@@ -107,6 +114,7 @@ impl Meter {
             traps: pops + 2 * mallocs + pools + ends,
             mallocs,
             pools,
+            kept: self.kept.saturating_sub(before.kept),
         }
     }
 }

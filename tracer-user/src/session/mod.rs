@@ -25,6 +25,7 @@ mod recorder;
 mod run;
 mod target;
 mod thread_slot;
+mod turns;
 mod wakes;
 mod windowed;
 mod windows;

@@ -5,7 +5,6 @@
 use std::time::{Duration, Instant};
 
 use super::SessionError;
-use super::heat::Heats;
 use super::meter::Meter;
 use super::target::Traced;
 use crate::attach::{Armed, Kernel, Pops, Watch};
@@ -15,17 +14,17 @@ use crate::budget::governor::Window;
 pub const LOOK: Duration = Duration::from_millis(1);
 
 /// Arms those that can be: who has ended meanwhile is left out.
-pub fn arm<'a>(
+///
+/// `pops`: which of a process's pops, where `watch` has any.
+pub fn arm<'a, 'b>(
     kernel: &mut Kernel,
     running: Vec<&'a Traced>,
     watch: Watch,
-    heats: &Heats,
+    pops: impl Fn(&Traced) -> Pops<'b>,
 ) -> Result<(Vec<&'a Traced>, Vec<Armed>), SessionError> {
     let (mut chosen, mut armed) = (Vec::new(), Vec::new());
     for traced in running {
-        let pops =
-            if watch.draws_pops() || watch == Watch::Blocks { heats.pops(traced) } else { Pops::default() };
-        match traced.open(kernel, watch, pops) {
+        match traced.open(kernel, watch, pops(traced)) {
             Ok(links) => {
                 chosen.push(traced);
                 armed.extend(links);

@@ -5,7 +5,7 @@ use tracer_ebpf::abi::{PROCESSES, end};
 
 use crate::attach::Kernel;
 use crate::drain::{
-    AccountRow, Event, PoolOpening, ProcessEvent, Totals, decode, live_bytes_error, read_accounts,
+    AccountRow, BlockSeen, Event, PoolOpening, ProcessEvent, Totals, decode, live_bytes_error, read_accounts,
     read_totals,
 };
 use crate::profile::{
@@ -71,6 +71,8 @@ pub struct Recorder {
     unknown_records: u64,
     /// Budget mode: pools that were opened and have not been asked for.
     openings: Vec<PoolOpening>,
+    /// Budget mode: blocks that windows saw and that have not been asked for.
+    blocks: Vec<BlockSeen>,
     /// Growth mode, by account: what it held no more when its process was compared.
     gone_pages: FxHashMap<u32, Amount>,
     /// Growth mode: pages without a stack.
@@ -107,6 +109,7 @@ impl Recorder {
             unreceived_stacks: 0,
             unknown_records: 0,
             openings: Vec::new(),
+            blocks: Vec::new(),
             given_back: Vec::new(),
             gone_pages: FxHashMap::default(),
             unseen_pages: Vec::new(),
@@ -244,6 +247,11 @@ impl Recorder {
         std::mem::take(&mut self.openings)
     }
 
+    /// Blocks that windows saw since this was last asked, in their order.
+    pub fn take_blocks(&mut self) -> Vec<BlockSeen> {
+        std::mem::take(&mut self.blocks)
+    }
+
     /// Says which allocators a process has used.
     pub fn set_allocator(&mut self, traced: &Traced, allocator: String) {
         if let Some(process) = self.process_of(traced) {
@@ -283,6 +291,7 @@ impl Recorder {
                 }
             }
             Event::Pool(opening) => self.openings.push(opening),
+            Event::Block(block) => self.blocks.push(block),
             Event::Process(event) => return Some(event),
             Event::Unknown { .. } => self.unknown_records += 1,
         }

@@ -106,7 +106,7 @@ impl Windowed {
 
     /// Processors that it uses by itself, about now. The CPU time of a process that runs is as old as the last tick of its processor (kernel/sched/cputime.c,
     /// `thread_group_cputime`): it is right over a second, and in one window it says nothing.
-    fn utilisation(&self) -> f64 {
+    pub fn utilisation(&self) -> f64 {
         self.recent.0 / self.recent.1.max(1e-3)
     }
 
@@ -121,6 +121,7 @@ impl Windowed {
     /// Books what was done since this was last asked. `rows`: what was allocated, as far as all of it was seen. What was done outside of windows.
     pub fn pass(&mut self, now: Meter, clock: &TrapClock, whole: Whole, rows: &[drain::Taken]) -> Did {
         let did = self.look(now);
+        self.book_kept(rows);
         let progress = clock.progress(did).as_secs_f64();
         let passed = std::mem::replace(&mut self.asked, Instant::now()).elapsed().as_secs_f64();
         self.follow_load(progress, passed, did.cpu.as_secs_f64() - progress);
@@ -153,7 +154,7 @@ impl Windowed {
         let programs = traps as f64 * clock.run_seconds();
         let seen = |events| Seen { events, traps, seconds, programs };
         let [by_mallocs, by_pools] = &mut self.paces;
-        by_pools.alone(&seen(outside.pools));
+        by_pools.alone(&seen(outside.rare(false)));
         if whole == Whole::Rare {
             by_mallocs.alone(&seen(outside.mallocs));
         }
@@ -176,6 +177,7 @@ impl Windowed {
 
     /// Books what was seen beside a window that did not watch it.
     pub fn book_beside(&mut self, keeps_malloc: bool, rows: &[drain::Taken]) {
+        self.book_kept(rows);
         self.strata.pass(0.0, strata_rows(rows));
         if keeps_malloc {
             self.malloc.full(0.0, values(rows, true));
@@ -205,6 +207,7 @@ impl Windowed {
 
     /// Books what was seen in full before its end. `is_whole`: all of it was, and not the rare events alone.
     pub fn add_last(&mut self, is_whole: bool, rows: &[drain::Taken]) {
+        self.book_kept(rows);
         self.pymalloc.full(0.0, values(rows, false));
         self.malloc.full(0.0, values(rows, true));
         match is_whole {
@@ -222,6 +225,7 @@ impl Windowed {
     pub fn book(&mut self, opened: Opened, did: Did, clock: &TrapClock, rows: &[drain::Taken]) {
         let Opened { watch, armed, represents, keeps_malloc } = opened;
         self.booked = self.booked.plus(did);
+        self.book_kept(rows);
         let utilisation = self.utilisation();
         let seconds = armed.as_secs_f64() * utilisation;
         self.note_armed(seconds, did);
@@ -245,7 +249,7 @@ impl Windowed {
         let view = View { weight, progress, tail: false };
         let has_malloc = keeps_malloc || watch != Watch::Pops;
         for (pace, events) in
-            self.paces.iter_mut().zip([did.mallocs, did.pools]).skip(usize::from(!has_malloc))
+            self.paces.iter_mut().zip([did.mallocs, did.rare(false)]).skip(usize::from(!has_malloc))
         {
             if is_full {
                 pace.full(weight, progress, &seen(events));
@@ -268,6 +272,19 @@ impl Windowed {
         if keeps_malloc {
             self.malloc.full(0.0, values(rows, true));
         }
+    }
+
+    /// Books what came at points that are armed all the time: all of it was seen.
+    fn book_kept(&mut self, rows: &[drain::Taken]) {
+        let kept = || {
+            rows.iter().filter(|row| row.kept_count > 0).map(|row| {
+                let taken =
+                    Taken { bytes: row.kept_bytes as f64, count: row.kept_count as f64, ..Taken::default() };
+                (row.account, taken)
+            })
+        };
+        self.pymalloc.full(0.0, kept());
+        self.strata.full(0.0, kept().map(|(stack, taken)| Row { stack, taken, events: 0.0 }));
     }
 
     fn note_armed(&mut self, seconds: f64, did: Did) {
@@ -359,7 +376,7 @@ fn strata_rows(rows: &[drain::Taken]) -> impl Iterator<Item = Row<u32>> {
     let of_pymalloc = rows.iter().filter(|row| !row.is_malloc);
     of_pymalloc.map(|row| {
         let taken = Taken { bytes: row.bytes as f64, count: row.count as f64, ..Taken::default() };
-        Row { stack: row.account, taken, events: row.pools as f64 }
+        Row { stack: row.account, taken, events: row.pools.max(row.kept_count) as f64 }
     })
 }
 

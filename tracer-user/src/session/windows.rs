@@ -3,6 +3,8 @@
 //! When windows open and what they say of the whole is decided in `budget`; here is what it costs and takes to have one. It must not know
 //! stacks, nor outputs.
 
+mod base;
+mod one;
 mod stretch;
 
 use std::time::{Duration, Instant};
@@ -13,20 +15,22 @@ use tracer_ebpf::tables::{Window as Opening, keeps};
 use super::estimates::{Estimates, Known, Sums};
 use super::heat::Heats;
 use super::kept::Kept;
-use super::meter::{Did, Meter, TrapClock};
-use super::opening::{LOOK, arm, read, wait, wait_for_events};
+use super::meter::{Meter, TrapClock};
+use super::opening::LOOK;
 use super::processes::Processes;
 use super::rare_clock::RareClock;
 use super::target::Traced;
-use super::windowed::{Opened, Whole, Windowed};
+use super::turns::Turns;
+use super::windowed::{Whole, Windowed};
 use super::{SessionError, meter};
-use crate::attach::{Armed, Disarming, Kernel, Slot, Watch, begin_to_disarm, disarm};
+use crate::attach::{Armed, Disarming, Kernel, Slot, Watch, disarm};
 use crate::budget::costs::CyclePrior;
 use crate::budget::governor::{
-    Action, Budget, CycleSeen, Governor, Points, ProcessSeen, Resting, Seen, Stopped, Window,
+    Action, Budget, CycleSeen, Governor, Points, ProcessSeen, Resting, Seen, Stopped,
 };
 use crate::drain::{FlowReader, PoolOpening, Taken};
 use crate::profile::WindowSummary;
+use base::Base;
 
 /// What a window costs its target beside its traps, by what a busy one did not get done in the tenths of a second around it (38 windows, python3.11 of Debian, Linux
 /// 6.18, two processors): 16 ms with 9 points in two links, 51 ms with 180 points in five.
@@ -35,6 +39,14 @@ const CYCLE: CyclePrior = CyclePrior { cycle: 8e-3, point: 250e-6 };
 const ARMING: CyclePrior = CyclePrior { cycle: 14e-3, point: 160e-6 };
 /// How far that is believed.
 const MACHINE: (f64, f64) = (0.5, 5.0);
+/// The same of processes that ran already, whose windows have one link of few points, and most of whose points are armed all the time: 15 ms with 171 points, 2.0 ms
+/// with 20 (medians of 7 on a quiet machine; the loop was traced at every one of them).
+const CYCLE_OF_TURNS: CyclePrior = CyclePrior { cycle: 0.4e-3, point: 86e-6 };
+/// How long arming took there.
+const ARMING_OF_TURNS: CyclePrior = CyclePrior { cycle: 7.5e-3, point: 60e-6 };
+/// Shortest and longest window of processes that ran already: many short ones see more of what a program does than few long ones, as arming costs little.
+const SHORTEST: Duration = Duration::from_millis(5);
+const LONGEST: Duration = Duration::from_millis(40);
 /// How long a full window waits to be earned: twice what the governor remembers of what was earned.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -82,6 +94,9 @@ pub struct Windows {
     cycle: Option<CycleSeen>,
     stopped: Option<Stopped>,
     heats: Heats,
+    /// Of processes that ran already: which of their points are armed all the time, and what takes turns.
+    turns: Option<Turns>,
+    base: Base,
     sums: Sums,
     rare: RareClock,
     disarming: Option<Disarming>,
@@ -94,9 +109,8 @@ impl Windows {
     /// None yet.
     pub fn new(kernel: &mut Kernel, percent: f64, attached: bool) -> Result<Self, SessionError> {
         kernel.set_window(Opening::closed(0))?;
-        if !attached {
-            kernel.keep_outside_of_windows(keeps::POOLS | keeps::MALLOC)?;
-        }
+        let keeps = if attached { keeps::BLOCKS } else { keeps::POOLS | keeps::MALLOC };
+        kernel.keep_outside_of_windows(keeps)?;
         let mut random = fastrand::Rng::new();
         let (processors, seed) = (meter::processors(), random.u64(..));
         let budget = match attached {
@@ -104,7 +118,11 @@ impl Windows {
             false => Budget::command(percent, processors, seed),
         };
         // Frees are not watched.
-        let budget = Budget { tail: Duration::ZERO, cycle: CYCLE, ..budget };
+        let cycle = if attached { CYCLE_OF_TURNS } else { CYCLE };
+        let shortest = if attached { SHORTEST } else { budget.shortest };
+        let longest = if attached { LONGEST } else { budget.longest };
+        let budget =
+            Budget { tail: Duration::ZERO, cycle, shortest, longest, ran_before: attached, ..budget };
         let now = Instant::now();
         Ok(Self {
             governor: Governor::new(budget),
@@ -122,12 +140,14 @@ impl Windows {
             number: 0,
             opened: 0,
             full: 0,
-            turn: (if attached { Watch::Rare } else { Watch::Pops }, now),
+            turn: (Watch::Pops, now),
             stepped: now,
             due: now,
             cycle: None,
             stopped: None,
             heats: Heats::default(),
+            turns: attached.then(Turns::default),
+            base: Base::default(),
             sums: Sums::default(),
             rare: RareClock::default(),
             disarming: None,
@@ -200,7 +220,8 @@ impl Windows {
         if self.turn.0 == Watch::Allocations && self.turn.1.elapsed() > PATIENCE {
             self.turn = (Watch::Rare, now);
         }
-        let points = points(&running, self.turn.0);
+        self.tend_base(kernel, &running)?;
+        let points = self.points(&running);
         let action = self.governor.step(&Seen {
             elapsed: now.saturating_duration_since(self.stepped),
             processes: &seen,
@@ -258,15 +279,15 @@ impl Windows {
             self.clock.end(kernel, u64::MAX, true)?;
             self.clock.begin(kernel)?;
         }
-        let is_read = self.stretch.is_some() || self.kept.is_some();
+        let is_read = self.stretch.is_some() || self.has_clock();
         let mut rows = if is_read { self.rows(kernel)? } else { FxHashMap::default() };
         for traced in processes.all_running() {
             let slot = traced.slot.number;
             let now = Meter::read(kernel, traced.slot)?;
             let whole = match &self.stretch {
                 Some(stretch) if stretch.contains_key(&slot) => self.whole_of_stretch(),
-                _ if self.kept.is_some() && self.keeps_malloc => Whole::Rare,
-                _ if self.kept.is_some() => Whole::Pools,
+                _ if self.has_clock() && self.keeps_malloc => Whole::Rare,
+                _ if self.has_clock() => Whole::Pools,
                 _ => Whole::Nothing,
             };
             let rows = if whole == Whole::Nothing { None } else { rows.remove(&slot) };
@@ -274,6 +295,7 @@ impl Windows {
             let outside = one.pass(now, &self.clock, whole, &rows.unwrap_or_default());
             if matches!(whole, Whole::Rare | Whole::Pools) {
                 self.rare.pass(outside.rare(self.keeps_malloc));
+                self.base.pass(outside.rare(self.keeps_malloc));
                 self.keeping.0 += outside.cpu.as_secs_f64();
                 self.keeping.1 += outside.traps as f64 * self.clock.nanoseconds() * 1e-9;
             }
@@ -303,97 +325,6 @@ impl Windows {
             rows.entry(taken.process).or_default().push(taken);
         }
         Ok(rows)
-    }
-
-    /// One window.
-    fn open(
-        &mut self,
-        kernel: &mut Kernel,
-        processes: &Processes,
-        mut running: Vec<&Traced>,
-        window: Window,
-    ) -> Result<(), SessionError> {
-        let all = running.len();
-        self.random.shuffle(&mut running);
-        running.truncate(window.processes as usize);
-        let watch = self.turn.0;
-        if watch.draws_pops() {
-            self.heats.draw(&running, Some(window.optional as usize), &mut self.random);
-        }
-        let events = self.rare.begin_window(&mut self.random).filter(|_| self.kept.is_some());
-        if let Some(events) = events {
-            wait_for_events(kernel, &running, events, self.keeps_malloc)?;
-        }
-        let begun = Instant::now();
-        let (chosen, armed) = arm(kernel, running, watch, &self.heats)?;
-        let arming = begun.elapsed();
-        // What came while arming is not the window's.
-        self.settle(kernel, processes)?;
-        self.number += 1;
-        let before = read(kernel, &chosen)?;
-        self.clock.begin(kernel)?;
-        kernel.set_window(Opening::open(self.number))?;
-        let start = Instant::now();
-        let (kept, keeps_malloc) = (&mut self.kept, self.keeps_malloc);
-        // Only windows that are weighed by them end by them.
-        let events = if watch == Watch::Pops { self.rare.most() } else { u64::MAX };
-        wait(kernel, &chosen, &before, window, (events, keeps_malloc), |kernel| {
-            kept.as_mut().map_or(Ok(()), |kept| kept.look_if_due(kernel, processes))
-        })?;
-        let length = start.elapsed();
-        kernel.set_window(Opening::closed(self.number))?;
-        // At once: pools are opened and malloc is called while the points are disarmed, many times as fast.
-        let after = read(kernel, &chosen)?;
-        let mut rows = self.rows(kernel)?;
-        let did: Vec<Did> = after.iter().zip(&before).map(|(now, before)| now.since(before)).collect();
-        let traps = did.iter().map(|did| did.traps).sum();
-        let events = did.iter().map(|did| did.rare(self.keeps_malloc)).sum();
-        match watch {
-            Watch::Pops => self.rare.end_window(events, length >= window.length || traps >= window.traps),
-            _ => self.rare.end_other_window(),
-        }
-        self.clock.end(kernel, traps, watch.draws_pops())?;
-        // One after the other: two at once would hold up the process longer.
-        self.disarming = Some(begin_to_disarm(armed));
-        let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
-        self.opened += 1;
-        self.full += u64::from(watch.draws_pops());
-        let next = match watch {
-            Watch::Rare => Watch::Allocations,
-            Watch::Pops if self.keeps_malloc => Watch::Pops,
-            Watch::Pops if self.kept.is_some() => Watch::Mallocs,
-            Watch::Mallocs if self.kept.is_some() => Watch::Pops,
-            _ => Watch::Rare,
-        };
-        self.turn = (next, Instant::now());
-        let opened = Opened { watch, armed: length, represents, keeps_malloc: self.keeps_malloc };
-        for (traced, did) in chosen.iter().zip(&did) {
-            let rows = rows.remove(&traced.slot.number).unwrap_or_default();
-            if let Some(one) = self.processes.get_mut(&traced.slot.number) {
-                one.book(opened, *did, &self.clock, &rows);
-            }
-        }
-        // Of processes that were not drawn: what is watched all the time.
-        for (slot, rows) in rows {
-            if let Some(one) = self.processes.get_mut(&slot).filter(|_| self.kept.is_some()) {
-                one.book_beside(self.keeps_malloc, &rows);
-            }
-        }
-        let points = chosen.iter().map(|traced| match watch.draws_pops() {
-            true => traced.points(watch) + self.heats.drawn(traced) - traced.pops(),
-            false => traced.points(watch),
-        });
-        let points: usize = points.sum();
-        if watch.draws_pops() {
-            self.heats.learn(kernel)?;
-        }
-        let points = u32::try_from(points).unwrap_or(u32::MAX);
-        let cost = cost_of_cycle(points, arming);
-        self.cycle = Some(CycleSeen { points, cost, armed: length, traps });
-        let cpu: Duration = did.iter().map(|did| did.cpu).sum();
-        let rare: u64 = events;
-        tracing::debug!(?watch, points, ?arming, ?length, ?cpu, traps, rare, "a window");
-        Ok(())
     }
 
     /// Books what is known now: a process is about to end.
@@ -486,7 +417,7 @@ impl Windows {
 }
 
 /// Points of the one of them that has most, and how many of those may be left out.
-fn points(running: &[&Traced], watch: Watch) -> Points {
+fn most_points(running: &[&Traced], watch: Watch) -> Points {
     let all = running.iter().map(|traced| traced.points(watch)).max().unwrap_or(0);
     let pops = running.iter().map(|traced| traced.pops()).max().unwrap_or(0);
     let optional = if watch.draws_pops() { pops.min(all) } else { 0 };
@@ -496,7 +427,8 @@ fn points(running: &[&Traced], watch: Watch) -> Points {
 }
 
 /// What arming and disarming so many points has cost, by how long arming took: most of that time the target does not wait.
-fn cost_of_cycle(points: u32, arming: Duration) -> Duration {
-    let machine = arming.as_secs_f64() / ARMING.seconds(f64::from(points));
-    Duration::from_secs_f64(CYCLE.seconds(f64::from(points)) * machine.clamp(MACHINE.0, MACHINE.1))
+fn cost_of_cycle(points: u32, arming: Duration, has_turns: bool) -> Duration {
+    let (usual, cost) = if has_turns { (ARMING_OF_TURNS, CYCLE_OF_TURNS) } else { (ARMING, CYCLE) };
+    let machine = arming.as_secs_f64() / usual.seconds(f64::from(points));
+    Duration::from_secs_f64(cost.seconds(f64::from(points)) * machine.clamp(MACHINE.0, MACHINE.1))
 }

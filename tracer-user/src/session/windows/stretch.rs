@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracer_ebpf::tables::{Window as Opening, keeps};
 
 use super::{Dropped, Windows, cost_of_cycle};
-use crate::attach::{Kernel, Watch, disarm};
+use crate::attach::{Kernel, Pops, Watch, disarm};
 use crate::budget::governor::CycleSeen;
 use crate::session::SessionError;
 use crate::session::meter::Meter;
@@ -47,7 +47,9 @@ impl Windows {
             return Ok(());
         }
         let is_new = stretch.is_empty();
-        self.heats.draw(running, None, &mut self.random);
+        if self.turns.is_none() {
+            self.heats.draw(running, None, &mut self.random);
+        }
         let missing = running.iter().filter(|traced| !stretch.contains_key(&traced.slot.number)).copied();
         let missing: Vec<&Traced> = missing.collect();
         let begun = Instant::now();
@@ -58,13 +60,19 @@ impl Windows {
         };
         let mut points = 0;
         for traced in missing {
-            let (chosen, armed) = arm(kernel, vec![traced], watch, &self.heats)?;
+            let (chosen, mut armed) = match &self.turns {
+                Some(turns) => arm(kernel, vec![traced], Watch::Pops, |traced| turns.hot(traced))?,
+                None => arm(kernel, vec![traced], watch, |traced| self.heats.pops(traced))?,
+            };
+            if self.turns.is_some() {
+                armed.append(&mut arm(kernel, vec![traced], Watch::Mallocs, |_| Pops::default())?.1);
+            }
             points += chosen.iter().map(|traced| traced.points(watch)).sum::<usize>();
             stretch.extend(chosen.iter().map(|traced| traced.slot.number).zip([armed]));
         }
         if points > 0 {
             let points = u32::try_from(points).unwrap_or(u32::MAX);
-            let cost = cost_of_cycle(points, begun.elapsed());
+            let cost = cost_of_cycle(points, begun.elapsed(), self.turns.is_some());
             self.cycle = Some(CycleSeen { points, cost, ..CycleSeen::default() });
         }
         if is_new {
@@ -75,6 +83,7 @@ impl Windows {
                 let kind = match (&self.kept, self.keeps_malloc) {
                     (Some(_), true) => Whole::Rare,
                     (Some(_), false) => Whole::Pools,
+                    (None, _) if self.base.is_armed() => Whole::Pools,
                     (None, _) => Whole::Nothing,
                 };
                 one.pass(now, &self.clock, kind, &[]);
@@ -101,7 +110,9 @@ impl Windows {
         if let Some(stretch) = self.stretch.take() {
             disarm(stretch.into_values().flatten());
         }
-        self.heats.learn(kernel)?;
+        if self.turns.is_none() {
+            self.heats.learn(kernel)?;
+        }
         self.is_no_longer_whole(kernel, processes)
     }
 

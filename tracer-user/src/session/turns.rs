@@ -1,0 +1,243 @@
+//! Processes that ran already: which pops of an interpreter are armed all the time, and which of the others the next window watches.
+//!
+//! How they are told apart is decided in `budget::rotation`; here is how often each is hit. It must not know windows.
+
+use rustc_hash::FxHashMap;
+use tracer_ebpf::abi::POINTS;
+
+use super::SessionError;
+use super::target::Traced;
+use crate::attach::{Kernel, Pops};
+use crate::budget::rotation::{cold, turns};
+
+/// How much of what earlier windows saw of a point counts beside a new one.
+const KEEP: f64 = 0.95;
+/// Least of the target's time that hits are divided by, in seconds: a window in which no event came stands for some time.
+const LEAST_SECONDS: f64 = 1e-4;
+
+/// Share of what may be hit all the time that must have moved for points to be armed anew.
+const WORTHWHILE: f64 = 0.25;
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub struct Turns {
+    /// By interpreter: `Traced::plan_number`.
+    plans: FxHashMap<usize, Plan>,
+    next: usize,
+    before: Vec<u64>,
+}
+
+/// The pops of one interpreter.
+#[derive(Debug, Default)]
+struct Plan {
+    first: usize,
+    /// Hits, and the seconds of the target's time in which they came.
+    hits: Vec<(f64, f64)>,
+    /// Empty: not sorted yet.
+    is_cold: Vec<bool>,
+    /// Each has been watched.
+    is_learned: bool,
+    /// Those of the others that windows have yet to watch.
+    turns: Vec<Vec<usize>>,
+    /// Each hit counts `1 << level` times: for the turns that do not watch the point.
+    level: u8,
+    /// What the next window arms.
+    levels: Vec<Option<u8>>,
+    /// What is armed all the time, and the others.
+    kept: Vec<Option<u8>>,
+    hot: Vec<Option<u8>>,
+}
+
+/// What points may be hit in a second, of all processes together.
+#[derive(Debug, Clone, Copy)]
+pub struct Most {
+    /// Those that are armed all the time.
+    pub kept: f64,
+    /// Those of one window.
+    pub turn: f64,
+}
+
+impl Turns {
+    /// Knows the interpreters of these from now on.
+    pub fn meet(&mut self, running: &[&Traced]) {
+        for traced in running {
+            let pops = traced.pops();
+            self.plans.entry(traced.plan_number()).or_insert_with(|| {
+                let first = self.next;
+                self.next += pops;
+                Plan {
+                    first,
+                    hits: vec![(0.0, 0.0); pops],
+                    levels: vec![None; pops],
+                    kept: vec![None; pops],
+                    hot: vec![Some(0); pops],
+                    ..Plan::default()
+                }
+            });
+        }
+    }
+
+    /// Whether windows have watched every point of an interpreter that has not been sorted.
+    pub fn wants_sorting(&self) -> bool {
+        self.plans.values().any(|plan| plan.is_cold.is_empty() && plan.is_learned)
+    }
+
+    /// Whether there are points that no window has watched yet.
+    pub fn is_learning(&self) -> bool {
+        self.plans.values().any(|plan| plan.is_cold.is_empty() && !plan.hits.is_empty())
+    }
+
+    /// Points that are armed all the time, of all interpreters.
+    pub fn count_kept(&self) -> usize {
+        self.plans.values().map(|plan| plan.kept.iter().flatten().count()).sum()
+    }
+
+    /// What is armed all the time of a process's pops.
+    pub fn kept(&self, traced: &Traced) -> Pops<'_> {
+        self.plans.get(&traced.plan_number()).map_or(Pops::default(), |plan| plan.pops(&plan.kept))
+    }
+
+    /// What the next window arms of them.
+    pub fn drawn(&self, traced: &Traced) -> Pops<'_> {
+        self.plans.get(&traced.plan_number()).map_or(Pops::default(), |plan| plan.pops(&plan.levels))
+    }
+
+    /// All that is not armed all the time.
+    pub fn hot(&self, traced: &Traced) -> Pops<'_> {
+        self.plans.get(&traced.plan_number()).map_or(Pops::default(), |plan| plan.pops(&plan.hot))
+    }
+
+    /// How many that is.
+    pub fn count_drawn(&self, traced: &Traced) -> usize {
+        let plan = self.plans.get(&traced.plan_number());
+        plan.map_or(traced.pops(), |plan| plan.levels.iter().flatten().count())
+    }
+
+    /// How many of them the next window will arm, if it arms as many as others.
+    pub fn count_next(&self, traced: &Traced) -> usize {
+        let Some(plan) = self.plans.get(&traced.plan_number()) else { return traced.pops() };
+        match plan.turns.last() {
+            Some(turn) => turn.len(),
+            None => plan.hot.iter().flatten().count().div_ceil(1 << plan.level),
+        }
+    }
+
+    /// Sorts all points anew. Whether others are to be armed all the time than before.
+    pub fn sort(&mut self, most: Most) -> bool {
+        let mut has_changed = false;
+        let interpreters = self.plans.len().max(1) as f64;
+        for plan in self.plans.values_mut().filter(|plan| plan.is_learned && !plan.hits.is_empty()) {
+            let is_cold = cold(&plan.rates(), most.kept / interpreters);
+            if !plan.differs(&is_cold, most.kept / interpreters) {
+                continue;
+            }
+            has_changed = true;
+            plan.kept = is_cold.iter().map(|is_cold| is_cold.then_some(0)).collect();
+            plan.hot = is_cold.iter().map(|is_cold| (!is_cold).then_some(0)).collect();
+            plan.is_cold = is_cold;
+            plan.turns.clear();
+        }
+        has_changed
+    }
+
+    /// Draws what the next window arms.
+    pub fn draw(&mut self, most: Most, random: &mut fastrand::Rng) {
+        for plan in self.plans.values_mut() {
+            plan.draw(most.turn, random);
+        }
+    }
+
+    /// Takes down what the points have seen since this was last asked: those that are armed all the time in `seconds`, those of a window in `window` seconds
+    /// of the target's work without it. Numbers beyond the kernel half's are shared, and cannot tell.
+    pub fn learn(&mut self, kernel: &Kernel, seconds: f64, window: f64) -> Result<(), SessionError> {
+        let now: [u64; POINTS as usize] = kernel.words("HEAT", 0)?;
+        self.before.resize(now.len(), 0);
+        for plan in self.plans.values_mut() {
+            plan.is_learned |= plan.is_cold.is_empty() && plan.turns.is_empty();
+            for point in 0..plan.hits.len() {
+                let number = (plan.first + point) % POINTS as usize;
+                let hits = now[number].wrapping_sub(self.before[number]) as f64;
+                let is_kept = plan.is_cold.get(point).copied().unwrap_or(false);
+                let is_drawn = plan.levels.get(point).is_some_and(Option::is_some);
+                let time = if is_kept { seconds } else { window };
+                if is_kept || is_drawn {
+                    let known = &mut plan.hits[point];
+                    *known = (known.0 * KEEP + hits, known.1 * KEEP + time);
+                }
+            }
+        }
+        self.before.copy_from_slice(&now);
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn pops<'a>(&self, levels: &'a [Option<u8>]) -> Pops<'a> {
+        Pops { first: (self.first % POINTS as usize) as u16, levels: Some(levels) }
+    }
+
+    fn rates(&self) -> Vec<f64> {
+        self.hits.iter().map(|(hits, seconds)| hits / seconds.max(LEAST_SECONDS)).collect()
+    }
+
+    /// Whether to arm these all the time is worth the price of arming them.
+    fn differs(&self, is_cold: &[bool], affordable: f64) -> bool {
+        if self.is_cold.is_empty() {
+            return true;
+        }
+        let rates = self.rates();
+        let moved = (0..is_cold.len()).filter(|point| is_cold[*point] != self.is_cold[*point]);
+        let moved: f64 = moved.map(|point| rates[point].min(affordable)).sum();
+        let hot = |is_cold: &[bool]| is_cold.iter().filter(|is_cold| !**is_cold).count();
+        moved > WORTHWHILE * affordable || hot(is_cold).abs_diff(hot(&self.is_cold)) * 4 > hot(&self.is_cold)
+    }
+
+    fn draw(&mut self, most: f64, random: &mut fastrand::Rng) {
+        if self.turns.is_empty() {
+            let is_cold = |point: &usize| self.is_cold.get(*point).copied().unwrap_or(false);
+            let hot: Vec<usize> = (0..self.hits.len()).filter(|point| !is_cold(point)).collect();
+            self.turns = match self.is_cold.is_empty() {
+                // Nothing is known: a few at a time, so that the first windows cost no more than others.
+                true => turns(&hot, &vec![1.0; self.hits.len()], 0.0, random),
+                false => turns(&hot, &self.rates(), most, random),
+            };
+            self.level = self.turns.len().trailing_zeros() as u8;
+        }
+        let level = self.level;
+        self.levels.fill(None);
+        for point in self.turns.pop().unwrap_or_default() {
+            if let Some(of) = self.levels.get_mut(point) {
+                *of = Some(level);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        // Two points are hit seldom, four often.
+        let hits = [1.0, 2.0, 1e6, 1e6, 1e6, 1e6].map(|hits| (hits, 1.0)).to_vec();
+        Plan { hits, levels: vec![Some(0); 6], is_learned: true, ..Plan::default() }
+    }
+
+    #[test]
+    fn each_hot_point_has_its_turn_before_any_has_another() {
+        let mut turns = Turns { plans: FxHashMap::from_iter([(1, plan())]), ..Turns::default() };
+        assert!(turns.sort(Most { kept: 100.0, turn: 1e6 }));
+        assert!(!turns.sort(Most { kept: 100.0, turn: 1e6 }));
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut seen = [0; 6];
+        for _ in 0..4 {
+            turns.draw(Most { kept: 100.0, turn: 1e6 }, &mut random);
+            let plan = &turns.plans[&1];
+            for (point, level) in plan.levels.iter().enumerate() {
+                seen[point] += level.map_or(0, |level| 1 << level) / 4;
+            }
+        }
+        assert_eq!(seen, [0, 0, 1, 1, 1, 1]);
+        assert_eq!(turns.plans[&1].kept, [Some(0), Some(0), None, None, None, None]);
+    }
+}
