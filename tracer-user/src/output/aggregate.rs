@@ -141,7 +141,7 @@ pub fn aggregate(profile: &Profile, by: By, metric: Metric, unit: Unit) -> Resul
     }
     let mut sums = HashMap::<Key<'_>, Amount>::new();
     for sample in &profile.samples {
-        let amount = metric.of(&sample.values);
+        let amount = sample.amount(metric);
         if amount != Amount::default() {
             let sum = sums.entry(key(profile, sample, by)).or_default();
             *sum = sum.plus(amount);

@@ -49,7 +49,7 @@ pub(super) fn stacks(
     let mut stacks = BTreeMap::<String, u64>::new();
     let mut text_bytes = 0;
     for sample in &profile.samples {
-        let value = unit.of(metric.of(&sample.values));
+        let value = unit.of(sample.amount(metric));
         if value == 0 {
             continue;
         }

@@ -47,7 +47,7 @@ struct SampledProfile {
     weights: Vec<u64>,
 }
 
-/// Writes all metrics in one unit; `metric` is the one shown first.
+/// Writes all metrics that are known, in one unit; `metric` is the one shown first.
 ///
 /// # Errors
 /// When writing fails.
@@ -57,12 +57,14 @@ pub fn write(
     unit: Unit,
     writer: &mut dyn Write,
 ) -> Result<(), OutputError> {
+    // What is not known would be a profile of zeros.
+    let known = || Metric::ALL.into_iter().filter(|metric| profile.knows(*metric));
     let file = File {
         schema: "https://www.speedscope.app/file-format-schema.json",
         shared: Shared { frames: frames(profile) },
-        profiles: Metric::ALL.into_iter().map(|metric| sampled(profile, metric, unit)).collect(),
+        profiles: known().map(|metric| sampled(profile, metric, unit)).collect(),
         name: profile.processes.first().map_or_else(|| "no process".to_owned(), text::process),
-        active_profile_index: Metric::ALL.iter().position(|known| *known == metric).unwrap_or(0),
+        active_profile_index: known().position(|known| known == metric).unwrap_or(0),
         exporter: format!("alloctrace {}", env!("CARGO_PKG_VERSION")),
     };
     serde_json::to_writer(&mut *writer, &file).map_err(|source| OutputError::Write(source.into()))?;
@@ -86,7 +88,7 @@ fn frames(profile: &Profile) -> Vec<SharedFrame> {
 fn sampled(profile: &Profile, metric: Metric, unit: Unit) -> SampledProfile {
     let (mut samples, mut weights) = (Vec::new(), Vec::new());
     for sample in &profile.samples {
-        let weight = unit.of(metric.of(&sample.values));
+        let weight = unit.of(sample.amount(metric));
         if weight > 0 {
             let root = profile.frames.len() as u32 + sample.process.0;
             let stack = sample.stack.to_vec().into_iter().rev().map(|frame| frame.0);

@@ -73,7 +73,7 @@ fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
         ),
         (opened, _) => format!("estimated from {} windows", text::count(opened)),
     }];
-    if windows.knows_live {
+    if windows.is_live_by_pools() {
         lines.push(format!(
             "live and peak: pymalloc's blocks count for the stack that opened their pool; the peak is the highest of {} looks, at most {:.2} s apart",
             text::count(windows.looks),
@@ -81,7 +81,7 @@ fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
         ));
     }
     lines.extend(windows.live_unknown.iter().map(|why| text::visible(why).into_owned()));
-    if windows.full > 0 && !windows.knows_live && windows.slowdown.is_none() {
+    if windows.full > 0 && !windows.is_live_by_pools() && windows.slowdown.is_none() {
         lines.push(
             "pymalloc's blocks: how far windows slowed the program is not known, nor how much they saw of it; they may be far off".to_owned(),
         );
@@ -253,5 +253,6 @@ fn describe(metric: Metric) -> &'static str {
         Metric::Peak => "Memory at the peak",
         Metric::Allocated => "Allocated memory",
         Metric::Temporary => "Temporary memory",
+        Metric::Retained => "Retained flow",
     }
 }

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 
 use super::{Amount, Values};
 
-/// One of the four things that are counted for every stack.
+/// One of the things that are known of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Metric {
     /// Not freed when recording ended.
@@ -17,6 +17,8 @@ pub enum Metric {
     Allocated,
     /// Freed before the allocating thread's next allocation.
     Temporary,
+    /// Bytes a second that outlive about one second: a flow, which only windows with a tail see.
+    Retained,
 }
 
 /// What is shown of a metric.
@@ -40,7 +42,7 @@ pub struct UnknownName {
 
 impl Metric {
     /// Every metric, in the order of the command line's contract.
-    pub const ALL: [Self; 4] = [Self::Live, Self::Peak, Self::Allocated, Self::Temporary];
+    pub const ALL: [Self; 5] = [Self::Live, Self::Peak, Self::Allocated, Self::Temporary, Self::Retained];
 
     /// The word for it in flags, JSON and profiles.
     pub fn name(self) -> &'static str {
@@ -49,26 +51,29 @@ impl Metric {
             Self::Peak => "peak",
             Self::Allocated => "allocated",
             Self::Temporary => "temporary",
+            Self::Retained => "retained",
         }
     }
 
-    /// This metric's part of a sample's values.
-    pub fn of(self, values: &Values) -> Amount {
+    /// This metric's part of a sample's values; `None` for retained flow, which is none of them ([`super::Sample::amount`]).
+    pub(super) fn of(self, values: &Values) -> Option<Amount> {
         match self {
-            Self::Live => values.live,
-            Self::Peak => values.peak,
-            Self::Allocated => values.allocated,
-            Self::Temporary => values.temporary,
+            Self::Live => Some(values.live),
+            Self::Peak => Some(values.peak),
+            Self::Allocated => Some(values.allocated),
+            Self::Temporary => Some(values.temporary),
+            Self::Retained => None,
         }
     }
 
     /// Like [`Metric::of`], to write to.
-    pub fn of_mut(self, values: &mut Values) -> &mut Amount {
+    pub(super) fn of_mut(self, values: &mut Values) -> Option<&mut Amount> {
         match self {
-            Self::Live => &mut values.live,
-            Self::Peak => &mut values.peak,
-            Self::Allocated => &mut values.allocated,
-            Self::Temporary => &mut values.temporary,
+            Self::Live => Some(&mut values.live),
+            Self::Peak => Some(&mut values.peak),
+            Self::Allocated => Some(&mut values.allocated),
+            Self::Temporary => Some(&mut values.temporary),
+            Self::Retained => None,
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! It must not know how it was recorded, nor any output format (the pprof encoding on disk lives in `pprof.rs`).
 
+mod estimated;
 mod figures;
+mod labels;
 mod losses;
 pub mod metric;
 mod places;
@@ -13,18 +15,21 @@ mod residence;
 mod samples;
 mod series;
 mod stack;
+mod windows;
 mod wire;
 
 use indexmap::IndexSet;
 
 pub use self::losses::{BLOCKS_BEFORE_ARMED, Losses};
 pub use self::{
+    estimated::{ErrorSum, Estimated, Growth, MILLION, Part, mean_age},
     figures::{Figures, Known, MallocBytes, PoolBytes, ResidentBytes},
     metric::{Metric, Unit, UnknownName},
     read::{FOREIGN_MODE, ReadError},
     residence::Residence,
     series::{Change, Look, Series, Verdict},
     stack::{Frames, Stack},
+    windows::{Live, LiveBy, WindowSummary},
 };
 
 /// Bytes and blocks of one metric.
@@ -36,7 +41,7 @@ pub struct Amount {
     pub count: u64,
 }
 
-/// The four metrics of one sample.
+/// The four metrics of one sample that are counted in every mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Values {
     /// Everything allocated while recording.
@@ -107,6 +112,8 @@ pub struct Sample {
     pub stack: Stack,
     /// What was counted.
     pub values: Values,
+    /// In budget mode: what windows say beside that. In a box, since most recordings have none for any of their samples.
+    pub estimated: Option<Box<Estimated>>,
 }
 
 /// One recorded process.
@@ -188,30 +195,6 @@ pub struct Cost {
     pub tracer_cpu_percent: f64,
 }
 
-/// The windows of a recording in budget mode.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct WindowSummary {
-    /// How many were opened.
-    pub opened: u64,
-    /// Those of them that watched pymalloc's blocks; the others watched malloc's.
-    pub full: u64,
-    /// Whether it is known what lives, and lived at the peak: by the stacks that opened pools, and all of malloc's blocks.
-    pub knows_live: bool,
-    /// Why not, where it was meant to be.
-    pub live_unknown: Option<String>,
-    /// Looks at what lives, of which the highest is the peak.
-    pub looks: u64,
-    /// The longest time between two of them: a peak that was shorter may have been missed.
-    pub longest_look_gap_nanoseconds: u64,
-    /// Half the width of the 95 % interval of all allocated bytes; `null`: too few windows to know.
-    pub allocated_bytes_error: Option<u64>,
-    /// How many times as long as by itself a process took in windows that watch all blocks, at the most; `null`: not known.
-    pub slowdown: Option<f64>,
-    /// Why no more were opened before the recording ended; `null`: they were.
-    pub stopped: Option<String>,
-}
-
 /// How and when a profile was recorded.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Recording {
@@ -257,7 +240,7 @@ pub struct Profile {
 impl Profile {
     /// Sum of one metric over all samples; saturates, so that it is safe on values from a file.
     pub fn total(&self, metric: Metric) -> Amount {
-        self.samples.iter().fold(Amount::default(), |sum, sample| sum.plus(metric.of(&sample.values)))
+        self.samples.iter().fold(Amount::default(), |sum, sample| sum.plus(sample.amount(metric)))
     }
 
     /// The metric to show when none was asked for.
@@ -265,18 +248,42 @@ impl Profile {
         self.recording.default_metric.parse().unwrap_or(Metric::Live)
     }
 
-    /// Whether anything is known of a metric: windows see what is allocated, and nothing of what becomes of it.
+    /// Whether anything is known of a metric: windows see what is allocated, and only some what becomes of it.
     pub fn knows(&self, metric: Metric) -> bool {
-        self.recording.windows.as_ref().is_none_or(|windows| match metric {
+        let Some(windows) = &self.recording.windows else { return metric != Metric::Retained };
+        match metric {
             Metric::Allocated => true,
-            Metric::Live | Metric::Peak => windows.knows_live,
+            Metric::Live => windows.knows_live,
+            Metric::Peak => windows.is_live_by_pools(),
             Metric::Temporary => false,
-        })
+            Metric::Retained => windows.tails > 0,
+        }
+    }
+
+    /// Whether a metric is estimated from windows, with an error that may be known.
+    pub fn estimates(&self, metric: Metric) -> bool {
+        let Some(windows) = &self.recording.windows else { return false };
+        self.knows(metric)
+            && (metric != Metric::Live || !windows.is_live_by_pools())
+            && metric != Metric::Peak
     }
 
     /// Whether nothing was recorded: no sample holds a byte or a block in any metric.
     pub fn is_empty(&self) -> bool {
         self.samples.iter().all(|sample| sample.values == Values::default())
+    }
+}
+
+impl Sample {
+    /// This sample's part of a metric. Of retained flow the bytes are those of a second, and no blocks are known.
+    pub fn amount(&self, metric: Metric) -> Amount {
+        let bytes = || estimated::bytes(&self.values, self.estimated.as_deref(), metric);
+        metric.of(&self.values).unwrap_or_else(|| Amount { bytes: bytes(), count: 0 })
+    }
+
+    /// Half the width of the 95 % interval of its bytes, where it was estimated and that is known.
+    pub fn error(&self, metric: Metric) -> Option<u64> {
+        self.estimated.as_deref().and_then(|estimated| estimated.error(metric))
     }
 }
 

@@ -11,7 +11,8 @@ use prost::Message;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Amount, Coverage, Domain, Frame, FrameKind, Metric, Process, Profile, Recording, Sample, Unit, proto,
+    Amount, Coverage, Domain, Frame, FrameKind, Metric, Process, Profile, Recording, Sample, Unit, labels,
+    proto,
 };
 
 pub use super::read::decode;
@@ -89,6 +90,8 @@ pub(super) fn sample_type_name(metric: Metric, unit: Unit) -> String {
         Metric::Live => "inuse",
         Metric::Peak => "peak",
         Metric::Temporary => "temporary",
+        // No value of a sample but a label of it.
+        Metric::Retained => "retained",
     };
     let ending = match unit {
         Unit::Count => "objects",
@@ -137,7 +140,9 @@ impl Encoder {
             .flat_map(|metric| [(metric, Unit::Count), (metric, Unit::Bytes)])
             .map(|(metric, unit)| self.value_type(&sample_type_name(metric, unit), unit.name()))
             .collect();
-        let default_name = sample_type_name(profile.default_metric(), Unit::Bytes);
+        // What is no value of samples cannot be what tools show first.
+        let default = Some(profile.default_metric()).filter(|metric| METRICS.contains(metric));
+        let default_name = sample_type_name(default.unwrap_or(Metric::Allocated), Unit::Bytes);
         let default_sample_type = self.string(&default_name);
         let mapping = (1..).zip(KINDS).map(|(id, (_, name))| self.mapping(id, name)).collect();
         let comment = vec![self.metadata(profile)?];
@@ -216,16 +221,24 @@ impl Encoder {
     fn sample(&mut self, sample: &Sample, processes: &[Process]) -> proto::Sample {
         let value = METRICS
             .into_iter()
-            .map(|metric| metric.of(&sample.values))
+            .filter_map(|metric| metric.of(&sample.values))
             .flat_map(|Amount { bytes, count }| [signed(count), signed(bytes)])
             .collect();
         let pid = processes.get(sample.process.0 as usize).map_or(0, |process| process.pid);
         // `process` tells two incarnations of a pid apart (exec, pid reuse).
         let mut label = [("pid", pid), ("process", sample.process.0), ("thread", sample.thread)]
-            .map(|(key, num)| proto::Label { key: self.string(key), str: 0, num: i64::from(num) })
+            .map(|(key, num)| proto::Label {
+                key: self.string(key),
+                num: i64::from(num),
+                ..proto::Label::default()
+            })
             .to_vec();
         let domain = self.string(domain_name(sample.domain));
-        label.push(proto::Label { key: self.string("domain"), str: domain, num: 0 });
+        label.push(proto::Label { key: self.string("domain"), str: domain, ..proto::Label::default() });
+        for (key, num, unit) in sample.estimated.as_deref().into_iter().flat_map(labels::of) {
+            let (key, num_unit) = (self.string(key), self.string(unit));
+            label.push(proto::Label { key, str: 0, num, num_unit });
+        }
         let location_id = sample.stack.iter().map(|frame| u64::from(frame.0) + 1).collect();
         proto::Sample { location_id, value, label }
     }

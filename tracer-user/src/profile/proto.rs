@@ -70,6 +70,9 @@ pub(super) struct Label {
     pub str: i64,
     #[prost(int64, tag = "3")]
     pub num: i64,
+    /// String index of the number's unit.
+    #[prost(int64, tag = "4")]
+    pub num_unit: i64,
 }
 
 /// A mapped object file.

@@ -4,11 +4,12 @@
 
 use std::collections::HashMap;
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, map::Entry};
 
 use super::{
-    Domain, Frame, FrameId, FrameKind, Metric, Process, ProcessIndex, Profile, Recording, Sample, Stack,
-    Unit, Values, places::Places, pprof::domain_name, proto, read::ReadError, wire::Fields,
+    Domain, Estimated, Frame, FrameId, FrameKind, Metric, Part, Process, ProcessIndex, Profile, Recording,
+    Sample, Stack, Unit, Values, labels::Found, places::Places, pprof::domain_name, proto, read::ReadError,
+    wire::Fields,
 };
 
 /// Most frames over all stacks.
@@ -25,6 +26,12 @@ struct Key {
     stack: Stack,
 }
 
+/// What is known of it.
+struct Measured {
+    values: Values,
+    estimated: Option<Box<Estimated>>,
+}
+
 /// Collects samples; those with the same key become one.
 pub(super) struct Samples<'a> {
     fields: &'a Fields<'a>,
@@ -33,7 +40,7 @@ pub(super) struct Samples<'a> {
     processes: Vec<Process>,
     /// `None` for our own files, whose samples name their process by its index; else by pid.
     foreign: Option<HashMap<u32, ProcessIndex>>,
-    stacks: IndexMap<Key, Values>,
+    stacks: IndexMap<Key, Measured>,
     totals: Vec<u64>,
     stack_entries: usize,
 }
@@ -45,6 +52,7 @@ struct Labels {
     process: u32,
     thread: u32,
     domain: Option<Domain>,
+    estimates: Found,
 }
 
 impl<'a> Samples<'a> {
@@ -68,18 +76,23 @@ impl<'a> Samples<'a> {
         let labels = self.labels(&sample.label)?;
         let process = self.process(&labels)?;
         let domain = labels.domain.unwrap_or(Domain::Malloc);
-        let sum = self.stacks.entry(Key { process, thread: labels.thread, domain, stack }).or_default();
-        for metric in Metric::ALL {
-            *metric.of_mut(sum) = metric.of(sum).plus(metric.of(&values));
+        // Of another tool's files, whoever wrote such labels: we do not know what they mean there.
+        let estimated = labels.estimates.estimated().filter(|_| self.foreign.is_none());
+        let key = Key { process, thread: labels.thread, domain, stack };
+        match self.stacks.entry(key) {
+            Entry::Occupied(mut entry) => entry.get_mut().add(&Measured { values, estimated }),
+            Entry::Vacant(entry) => {
+                entry.insert(Measured { values, estimated });
+            }
         }
         Ok(())
     }
 
     /// Everything collected.
     pub fn into_profile(self, recording: Recording) -> Profile {
-        let sample = |(key, values)| {
+        let sample = |(key, Measured { values, estimated })| {
             let Key { process, thread, domain, stack } = key;
-            Sample { process, thread, domain, stack, values }
+            Sample { process, thread, domain, stack, values, estimated }
         };
         let samples = self.stacks.into_iter().map(sample).collect();
         Profile { recording, processes: self.processes, frames: self.places.frames, samples }
@@ -99,9 +112,10 @@ impl<'a> Samples<'a> {
             if *total > MAX_TOTAL {
                 return Err(ReadError::Overflow);
             }
+            let Some(amount) = metric.of_mut(&mut values) else { continue };
             match unit {
-                Unit::Bytes => metric.of_mut(&mut values).bytes = number,
-                Unit::Count => metric.of_mut(&mut values).count = number,
+                Unit::Bytes => amount.bytes = number,
+                Unit::Count => amount.count = number,
             }
         }
         Ok(values)
@@ -139,7 +153,7 @@ impl<'a> Samples<'a> {
                 "process" => found.process = number,
                 "thread" => found.thread = number,
                 "domain" => found.domain = self.domain(label.str)?,
-                _ => {}
+                key => found.estimates.take(key, label.num),
             }
         }
         Ok(found)
@@ -164,5 +178,16 @@ impl<'a> Samples<'a> {
             self.processes.push(Process { pid: labels.pid, command, interpreter, ..Process::default() });
             ProcessIndex(self.processes.len() as u32 - 1)
         }))
+    }
+}
+
+impl Measured {
+    fn add(&mut self, other: &Self) {
+        self.estimated = Estimated::join(self.part(), other.part());
+        self.values = self.values.plus(other.values);
+    }
+
+    fn part(&self) -> Part<'_> {
+        Part { values: &self.values, estimated: self.estimated.as_deref() }
     }
 }

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::recorder::add_losses;
 use crate::drain::Totals;
-use crate::profile::{Domain, Losses, ProcessIndex, Sample, Stack, Values};
+use crate::profile::{Domain, Estimated, Losses, ProcessIndex, Sample, Stack, Values};
 
 /// What is left of them.
 #[derive(Debug, Default)]
@@ -69,6 +69,8 @@ impl Ended {
                 domain,
                 stack: other.clone(),
                 values,
+                // Of small ones, of which windows can say little.
+                estimated: None,
             }));
             self.bytes = self.samples.iter().map(bytes_of).sum();
         }
@@ -96,11 +98,12 @@ impl Ended {
     }
 }
 
-/// What a sample takes: itself, and the block of its stack.
+/// What a sample takes: itself, and the blocks of its stack and its estimates.
 fn bytes_of(sample: &Sample) -> usize {
     /// glibc's header and rounding, on average.
     const HEADER: usize = 16;
-    size_of::<Sample>() + sample.stack.bytes() + HEADER
+    let estimated = sample.estimated.as_ref().map_or(0, |_| size_of::<Estimated>() + HEADER);
+    size_of::<Sample>() + sample.stack.bytes() + HEADER + estimated
 }
 
 #[cfg(test)]
@@ -120,6 +123,7 @@ mod tests {
             domain: Domain::Pymalloc,
             stack: stack(&[number, number + 1, number + 2]),
             values: Values { allocated: amount, live: amount, peak: amount, temporary: Amount::default() },
+            estimated: None,
         }
     }
 

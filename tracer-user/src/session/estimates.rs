@@ -7,13 +7,33 @@ use rustc_hash::FxHashMap;
 use super::meter::TrapClock;
 use super::windowed::Windowed;
 use crate::budget::interval::{Estimate, FEWEST_EFFECTIVE_WINDOWS};
-use crate::profile::{Amount, Values, WindowSummary};
+use crate::budget::leaks;
+use crate::profile::{Amount, Estimated, Growth, MILLION, Values, WindowSummary};
+
+/// What windows with a tail say of the stack of one account, at the end.
+#[derive(Debug, Clone, Copy)]
+pub struct SampledStack {
+    /// The account.
+    pub account: u32,
+    /// Bytes that live.
+    pub live_bytes: Estimate,
+    /// Blocks that live.
+    pub live_count: Estimate,
+    /// Mean age of those bytes.
+    pub age_seconds: f64,
+    /// Bytes a second that outlive a tail.
+    pub retained_bytes_per_second: Estimate,
+    /// How what lives grows, where anything can be said of that.
+    pub growth: Option<leaks::Growth<u32>>,
+}
 
 /// What is known of accounts.
 #[derive(Debug, Default)]
 pub struct Known {
     /// What each has.
     pub values: FxHashMap<u32, Values>,
+    /// What windows say beside that, of those of which they say anything.
+    pub estimated: FxHashMap<u32, Estimated>,
     /// Slots of processes whose peak no look has seen: what the kernel half says of malloc's blocks is it, with the pools of the look that has seen most.
     pub missed: Vec<u16>,
 }
@@ -68,6 +88,7 @@ impl Sums {
         for (account, flow) in one.flows() {
             let (bytes, count) = (whole(flow.bytes.value()), whole(flow.count.value()));
             self.known.values.entry(account).or_default().allocated = Amount { bytes, count };
+            self.known.estimated.entry(account).or_default().allocated_bytes_error = error(flow.bytes);
         }
         for (account, live, peak) in kept {
             let values = self.known.values.entry(account).or_default();
@@ -86,6 +107,12 @@ impl Sums {
         (self.all, self.seen) = (self.all + own, self.seen + watched);
         self.is_known &= !one.has_unknown_pace();
         self.slowdown = self.slowdown.into_iter().chain(one.slowdown()).reduce(f64::max);
+    }
+
+    /// Adds what windows with a tail say of a stack, for good.
+    #[cfg_attr(not(test), expect(dead_code, reason = "windows with a tail are not joined to sessions yet"))]
+    pub fn sampled(&mut self, stack: &SampledStack) {
+        self.known.sampled(stack);
     }
 
     /// What is known of accounts, which is then forgotten.
@@ -114,8 +141,106 @@ impl Sums {
     }
 }
 
+impl Known {
+    /// Takes what windows with a tail say of a stack in place of what was known of its live memory.
+    pub fn sampled(&mut self, stack: &SampledStack) {
+        let live = Amount { bytes: whole(stack.live_bytes.value()), count: whole(stack.live_count.value()) };
+        self.values.entry(stack.account).or_default().live = live;
+        self.estimated.entry(stack.account).or_default().add_sampled(stack);
+    }
+}
+
+impl Estimated {
+    /// Adds what windows with a tail say of its stack.
+    pub fn add_sampled(&mut self, stack: &SampledStack) {
+        *self = Self {
+            allocated_bytes_error: self.allocated_bytes_error,
+            live_bytes_error: error(stack.live_bytes),
+            retained_bytes_per_second: Some(whole(stack.retained_bytes_per_second.value())),
+            retained_error: error(stack.retained_bytes_per_second),
+            age_milliseconds: Some(whole(stack.age_seconds * 1e3)),
+            growth: stack.growth.and_then(growth),
+        };
+    }
+}
+
+/// Half the width of its interval; `None`: too few windows to say.
+fn error(estimate: Estimate) -> Option<u64> {
+    estimate.interval().map(|interval| half_width(interval.half_width()))
+}
+
+/// Rounded up: an interval must not become smaller by that.
+fn half_width(value: f64) -> u64 {
+    whole(value.ceil())
+}
+
+/// In whole bytes and millionths, what is sure rounded down. `None`: too little was seen for a number.
+fn growth(growth: leaks::Growth<u32>) -> Option<Growth> {
+    let leaks::Growth { bytes_per_second, at_least, likelihood, .. } = growth;
+    let is_known = bytes_per_second.is_finite() && at_least.is_finite() && likelihood.is_finite();
+    let millionths = (likelihood.clamp(0.0, 1.0) * f64::from(MILLION)).floor();
+    is_known.then(|| Growth {
+        bytes_per_second: bytes_per_second.round() as i64,
+        at_least: at_least.floor() as i64,
+        likelihood_ppm: u32::try_from(whole(millionths)).unwrap_or(MILLION),
+    })
+}
+
 /// The nearest whole number.
 #[expect(clippy::cast_sign_loss, reason = "not negative, and the cast saturates")]
 fn whole(value: f64) -> u64 {
     value.max(0.0).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::interval::Interval;
+
+    fn known(value: f64, low: f64, high: f64) -> Estimate {
+        Estimate::Known { value, interval: Interval { low, high } }
+    }
+
+    fn stack(growth: Option<leaks::Growth<u32>>) -> SampledStack {
+        SampledStack {
+            account: 7,
+            live_bytes: known(1000.4, 800.0, 1301.0),
+            live_count: known(10.0, 8.0, 13.0),
+            age_seconds: 12.3456,
+            retained_bytes_per_second: Estimate::TooFewWindows { value: 55.0, effective: 2.0 },
+            growth,
+        }
+    }
+
+    fn grows(at_least: f64, likelihood: f64) -> leaks::Growth<u32> {
+        leaks::Growth { stack: 7, bytes_per_second: 20.5, at_least, likelihood }
+    }
+
+    #[test]
+    fn what_windows_with_a_tail_say_is_beside_what_was_known() {
+        let mut sums = Sums::default();
+        let before = Estimated { allocated_bytes_error: Some(3), ..Estimated::default() };
+        sums.known.estimated.insert(7, before);
+        sums.known.values.entry(7).or_default().allocated = Amount { bytes: 5000, count: 50 };
+        sums.sampled(&stack(Some(grows(-3.2, 0.999_999_9))));
+        let known = sums.take_known();
+        let values = known.values[&7];
+        assert_eq!((values.live, values.allocated.bytes), (Amount { bytes: 1000, count: 10 }, 5000));
+        let expected = Estimated {
+            allocated_bytes_error: Some(3),
+            live_bytes_error: Some(251),
+            retained_bytes_per_second: Some(55),
+            retained_error: None,
+            age_milliseconds: Some(12_346),
+            growth: Some(Growth { bytes_per_second: 21, at_least: -4, likelihood_ppm: 999_999 }),
+        };
+        assert_eq!(known.estimated[&7], expected);
+    }
+
+    #[test]
+    fn growth_that_is_no_number_is_not_known() {
+        let mut known = Known::default();
+        known.sampled(&stack(Some(grows(f64::NEG_INFINITY, 0.5))));
+        assert_eq!(known.estimated[&7].growth, None);
+    }
 }

@@ -9,8 +9,8 @@ use crate::drain::{
     read_totals,
 };
 use crate::profile::{
-    Amount, Domain, Followed, FrameId, Losses, Process, ProcessIndex, Profile, Recording, Sample, Series,
-    Stack, Values,
+    Amount, Domain, Estimated, Followed, FrameId, Losses, Part, Process, ProcessIndex, Profile, Recording,
+    Sample, Series, Stack, Values,
 };
 use crate::resolve::{Limits, RawFrame, Resolver};
 use crate::session::SessionError;
@@ -83,6 +83,8 @@ pub struct Recorder {
     given_back: Vec<u32>,
     /// Budget mode: what is known of each account, in place of what was counted.
     estimates: Option<FxHashMap<u32, Values>>,
+    /// Budget mode, by account: what windows say beside that.
+    estimated: FxHashMap<u32, Estimated>,
     /// See [`Known::missed`].
     missed: FxHashSet<u16>,
     /// Slots of ended processes whose accounts need no estimates.
@@ -115,6 +117,7 @@ impl Recorder {
             unseen_pages: Vec::new(),
             counts_pages: false,
             estimates: None,
+            estimated: FxHashMap::default(),
             missed: FxHashSet::default(),
             exact: FxHashSet::default(),
         }
@@ -222,13 +225,15 @@ impl Recorder {
             let stack = std::iter::once(self.resolver.marker(NO_FAULT)).collect();
             let (live, amount) = (reckoning.unseen, Amount::default());
             let values = Values { allocated: live, live, peak: live, temporary: amount };
-            self.unseen_pages.push(Sample { process, thread: 0, domain: Domain::Resident, stack, values });
+            let domain = Domain::Resident;
+            self.unseen_pages.push(Sample { process, thread: 0, domain, stack, values, estimated: None });
         }
     }
 
     /// In place of what was counted, this is what accounts have.
     pub fn add_estimates(&mut self, known: Known) {
         self.estimates.get_or_insert_default().extend(known.values);
+        self.estimated.extend(known.estimated);
         self.missed.extend(known.missed);
     }
 
@@ -397,6 +402,9 @@ impl Recorder {
         read_accounts(kernel, peak_at, |row| samples.extend(self.sample(row)))?;
         samples.extend(slots.iter().filter_map(|slot| self.untold_pools(*slot)));
         samples.append(&mut self.unseen_pages);
+        if recording.windows.is_none() {
+            samples.iter_mut().for_each(|sample| sample.estimated = None);
+        }
         self.mark_gone(gone, &mut samples);
         merge(&mut samples);
         let counts = self.resolver.counts();
@@ -436,6 +444,11 @@ impl Recorder {
         let is_gone = |index: usize| is_gone.get(index).copied().unwrap_or(false);
         for sample in samples.iter_mut().filter(|sample| is_gone(sample.process.0 as usize)) {
             sample.values.live = Amount::default();
+            // And is sure to: there is no error in that, and nothing that grows.
+            if let Some(estimated) = &mut sample.estimated {
+                let (live_bytes_error, age_milliseconds, growth) = (Some(0), None, None);
+                **estimated = Estimated { live_bytes_error, age_milliseconds, growth, ..**estimated };
+            }
         }
         for (index, process) in self.processes.iter_mut().enumerate() {
             process.ended = is_gone(index);
@@ -444,10 +457,12 @@ impl Recorder {
 
     /// Pools of a process of which it is not known who opened them.
     fn untold_pools(&mut self, slot: u16) -> Option<Sample> {
-        let values = self.estimates.as_mut()?.remove(&u32::from(slot))?;
-        let process = self.index_of(u32::from(slot)).filter(|_| values != Values::default())?;
+        let slot = u32::from(slot);
+        let values = self.estimates.as_mut()?.remove(&slot)?;
+        let process = self.index_of(slot).filter(|_| values != Values::default())?;
         let stack = std::iter::once(self.resolver.marker(UNTOLD_POOL)).collect();
-        Some(Sample { process, thread: 0, domain: Domain::Pymalloc, stack, values })
+        let estimated = self.estimated.remove(&slot).map(Box::new);
+        Some(Sample { process, thread: 0, domain: Domain::Pymalloc, stack, values, estimated })
     }
 
     /// The sample of an account.
@@ -467,23 +482,30 @@ impl Recorder {
         // The kernel half makes a process's own account before it knows what it is for.
         let is_own = row.account < PROCESSES;
         let domain = if is_own && self.counts_pages { Domain::Resident } else { row.domain };
-        let mut values = row.values;
-        if let Some(estimates) = &mut self.estimates
-            && !self.exact.contains(&(row.process as u16))
-        {
-            values = estimates.remove(&row.account).unwrap_or_default();
-            if self.missed.contains(&(row.process as u16)) {
-                (values.live, values.peak) = match row.domain {
-                    Domain::Malloc => (row.values.live, row.values.peak),
-                    _ => (values.live, Amount::default()),
-                };
-            }
-        }
+        let (mut values, estimated) = self.estimates_of(&row);
         if let Some(gone) = self.gone_pages.remove(&row.account) {
             values.live.bytes = values.live.bytes.saturating_sub(gone.bytes);
             values.live.count = values.live.count.saturating_sub(gone.count);
         }
-        Some(Sample { process, thread, domain, stack, values })
+        Some(Sample { process, thread, domain, stack, values, estimated })
+    }
+
+    /// What an account has: as it was counted, or as windows say it is.
+    fn estimates_of(&mut self, row: &AccountRow) -> (Values, Option<Box<Estimated>>) {
+        let slot = row.process as u16;
+        if self.exact.contains(&slot) {
+            // Windows may be opened of others yet, beside whose estimates this has no error.
+            return (row.values, Some(Box::new(Estimated::counted())));
+        }
+        let Some(estimates) = &mut self.estimates else { return (row.values, None) };
+        let mut values = estimates.remove(&row.account).unwrap_or_default();
+        if self.missed.contains(&slot) {
+            (values.live, values.peak) = match row.domain {
+                Domain::Malloc => (row.values.live, row.values.peak),
+                _ => (values.live, Amount::default()),
+            };
+        }
+        (values, self.estimated.remove(&row.account).map(Box::new))
     }
 }
 
@@ -493,10 +515,14 @@ fn merge(samples: &mut Vec<Sample>) {
     fn key(sample: &Sample) -> (ProcessIndex, u32, Domain, &Stack) {
         (sample.process, sample.thread, sample.domain, &sample.stack)
     }
+    fn part(sample: &Sample) -> Part<'_> {
+        Part { values: &sample.values, estimated: sample.estimated.as_deref() }
+    }
     samples.sort_unstable_by(|one, other| key(one).cmp(&key(other)));
     samples.dedup_by(|later, kept| {
         let same = key(later) == key(kept);
         if same {
+            kept.estimated = Estimated::join(part(kept), part(later));
             kept.values = kept.values.plus(later.values);
         }
         same

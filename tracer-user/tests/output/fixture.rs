@@ -65,7 +65,7 @@ impl Builder {
         let values = Values { allocated: part(1), peak: part(1), live: part(2), temporary: part(4) };
         let domain = if count.is_multiple_of(2) { Domain::Pymalloc } else { Domain::Malloc };
         let stack = stack.iter().rev().copied().collect();
-        self.profile.samples.push(Sample { process, thread, domain, stack, values });
+        self.profile.samples.push(Sample { process, thread, domain, stack, values, estimated: None });
     }
 
     pub fn build(self) -> Profile {

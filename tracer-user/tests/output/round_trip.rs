@@ -1,9 +1,9 @@
 //! A profile written as pprof and read back is the same profile, whatever is in it.
 
 use alloctrace::profile::{
-    Amount, Cost, Coverage, Domain, Figures, Followed, Frame, FrameId, FrameKind, Known, Look, Losses,
-    MallocBytes, Metric, PoolBytes, Process, ProcessIndex, Profile, Recording, Residence, ResidentBytes,
-    Sample, Series, Stack, Values, WindowSummary,
+    Amount, Cost, Coverage, Domain, Estimated, Figures, Followed, Frame, FrameId, FrameKind, Growth, Known,
+    LiveBy, Look, Losses, MILLION, MallocBytes, Metric, PoolBytes, Process, ProcessIndex, Profile, Recording,
+    Residence, ResidentBytes, Sample, Series, Stack, Values, WindowSummary,
     pprof::{decode, encode},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -36,6 +36,36 @@ fn values() -> impl Strategy<Value = Values> {
         peak,
         temporary,
     })
+}
+
+fn growth() -> impl Strategy<Value = Growth> {
+    let rate = || -(1_i64 << 45)..1 << 45;
+    (rate(), rate(), 0..=MILLION).prop_map(|(bytes_per_second, at_least, likelihood_ppm)| Growth {
+        bytes_per_second,
+        at_least,
+        likelihood_ppm,
+    })
+}
+
+fn estimated() -> impl Strategy<Value = Estimated> {
+    let number = || option::of(0..1_u64 << 50);
+    (number(), number(), number(), number(), number(), option::of(growth())).prop_map(
+        |(
+            allocated_bytes_error,
+            live_bytes_error,
+            retained_bytes_per_second,
+            retained_error,
+            age_milliseconds,
+            growth,
+        )| Estimated {
+            allocated_bytes_error,
+            live_bytes_error,
+            retained_bytes_per_second,
+            retained_error,
+            age_milliseconds,
+            growth,
+        },
+    )
 }
 
 fn recording() -> impl Strategy<Value = Recording> {
@@ -71,7 +101,11 @@ fn recording() -> impl Strategy<Value = Recording> {
                 windows: (events % 2 == 1).then(|| WindowSummary {
                     opened: events,
                     full: events / 2,
+                    tails: events / 4,
                     knows_live: events % 3 == 2,
+                    live_by: if events % 4 == 1 { LiveBy::Pools } else { LiveBy::Survivors },
+                    retained_in_place_of_live: events % 9 == 4,
+                    survivors: thinned / 7,
                     looks: events % 4,
                     longest_look_gap_nanoseconds: thinned,
                     live_unknown: (events % 11 == 1).then(|| "mimalloc".to_owned()),
@@ -142,18 +176,21 @@ fn profile() -> impl Strategy<Value = Profile> {
     );
     let stack = vec(any::<prop::sample::Index>(), 1..6);
     let domain = prop_oneof![Just(Domain::Pymalloc), Just(Domain::Malloc), Just(Domain::Resident)];
-    let sample = (any::<prop::sample::Index>(), any::<u32>(), domain, stack, values());
+    let sample =
+        (any::<prop::sample::Index>(), any::<u32>(), domain, stack, values(), option::of(estimated()));
     (recording(), vec(process, 1..4), vec(frame(), 1..12), vec(sample, 0..12)).prop_map(
         |(recording, processes, frames, samples)| {
             let frames: indexmap::IndexSet<Frame, _> = frames.into_iter().collect();
             let mut keys = std::collections::HashSet::new();
-            let samples = samples.into_iter().filter_map(|(process, thread, domain, stack, values)| {
-                let process = ProcessIndex(process.index(processes.len()) as u32);
-                let frame = |index: &prop::sample::Index| FrameId(index.index(frames.len()) as u32);
-                let stack: Stack = stack.iter().map(frame).collect();
-                let is_new = keys.insert((process, thread, domain, stack.clone()));
-                is_new.then_some(Sample { process, thread, domain, stack, values })
-            });
+            let samples =
+                samples.into_iter().filter_map(|(process, thread, domain, stack, values, estimated)| {
+                    let process = ProcessIndex(process.index(processes.len()) as u32);
+                    let frame = |index: &prop::sample::Index| FrameId(index.index(frames.len()) as u32);
+                    let stack: Stack = stack.iter().map(frame).collect();
+                    let is_new = keys.insert((process, thread, domain, stack.clone()));
+                    let estimated = estimated.map(Box::new);
+                    is_new.then_some(Sample { process, thread, domain, stack, values, estimated })
+                });
             let samples = samples.collect();
             Profile { recording, processes, frames, samples }
         },

@@ -22,7 +22,7 @@ impl Asked<'_> {
     /// The sum over samples for which `is_asked` holds.
     pub fn sum(&self, metric: Metric, is_asked: impl Fn(&Sample) -> bool) -> Amount {
         let samples = self.0.samples.iter().filter(|sample| is_asked(sample));
-        samples.fold(Amount::default(), |sum, sample| sum.plus(metric.of(&sample.values)))
+        samples.fold(Amount::default(), |sum, sample| sum.plus(sample.amount(metric)))
     }
 
     /// The sum over stacks whose innermost function is `function`.

@@ -27,7 +27,7 @@ fn by_line(profile: &Profile, program: &str) -> BTreeMap<u32, Amount> {
         let Some(frame) = asked.frames(sample).next() else { continue };
         if frame.file.as_deref().is_some_and(|file| file.ends_with(program)) {
             let line: &mut Amount = lines.entry(frame.line).or_default();
-            *line = line.plus(Metric::Live.of(&sample.values));
+            *line = line.plus(sample.amount(Metric::Live));
         }
     }
     lines
