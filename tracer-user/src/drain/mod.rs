@@ -4,11 +4,13 @@
 //! know aya. It must not know names, frames or outputs.
 
 mod account;
+mod blocks;
 mod flows;
 mod records;
 mod thinning;
 
 pub use account::{AccountRow, Totals, account_row, read_accounts, read_totals};
+pub use blocks::BlockSeen;
 pub use flows::{FlowReader, Taken};
 pub use records::{Event, PoolOpening, ProcessEvent, decode};
 pub use thinning::{live_bytes_error, variance_of_block};

@@ -23,6 +23,8 @@ mod rare_clock;
 mod reclaim;
 mod recorder;
 mod run;
+#[expect(dead_code, reason = "windows are to call it as soon as the kernel half tells of blocks")]
+mod sampled;
 mod target;
 mod thread_slot;
 mod wakes;
