@@ -200,6 +200,13 @@ impl<K: Copy + Eq + Hash> Flows<K> {
         self.all.scale(self.sampled) * self.correction.factor
     }
 
+    /// How many times what windows saw of progress there was outside of what was seen in full: what blocks of windows stand for, without weights. 1.0 while not known.
+    #[must_use]
+    pub fn plain_scale(&self) -> f64 {
+        let seen = self.all.seen / self.correction.factor.max(1e-9);
+        if seen > 0.0 { (self.sampled / seen).max(1.0) } else { 1.0 }
+    }
+
     /// Stacks of which anything was seen.
     pub fn stacks(&self) -> impl Iterator<Item = K> + '_ {
         self.stacks.keys().copied()

@@ -36,6 +36,15 @@ pub struct Growth<K> {
     pub likelihood: f64,
 }
 
+impl<K> Growth<K> {
+    /// The same where what was seen stands for `scale` times as much.
+    #[must_use]
+    pub fn scaled(self, scale: f64) -> Self {
+        let (bytes_per_second, at_least) = (self.bytes_per_second * scale, self.at_least * scale);
+        Self { bytes_per_second, at_least, ..self }
+    }
+}
+
 /// Net growth of all stacks, by epoch.
 #[derive(Debug, Clone)]
 pub struct Leaks<K> {

@@ -2,7 +2,7 @@
 //!
 //! Pure: values in, values out. It must not know the kernel, clocks, processes, the account, nor any output; the session
 //! measures, arms and waits, and hands what it saw to these types. Why it is built like this: docs/decisions/0021-budget.md.
-//! `survivors`, `leaks` and `classes` are for windows with a tail of frees, of which there are none yet: only tests call them.
+//! `waiting`, `survivors`, `retained`, `leaks` and `classes` are what becomes of the blocks that windows saw: docs/decisions/0028-survivors.md.
 
 #[cfg(test)]
 mod chance;
@@ -13,10 +13,14 @@ pub mod governor;
 pub mod interval;
 pub mod leaks;
 pub mod ledger;
+pub mod look_pace;
 pub mod pace;
 pub mod points;
 pub mod progress;
+pub mod retained;
 pub mod rotation;
 pub mod strata;
 pub mod survivors;
+mod units;
+pub mod waiting;
 pub mod window;

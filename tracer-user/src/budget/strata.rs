@@ -143,6 +143,11 @@ impl<K: Copy + Eq + Hash> Strata<K> {
         self.seen >= FEWEST
     }
 
+    /// How many times the events of windows there were: what blocks of windows stand for, without weights.
+    pub fn scale(&self) -> f64 {
+        self.flows.plain_scale()
+    }
+
     /// Windows that were weighed.
     pub fn windows(&self) -> f64 {
         self.flows.windows()

@@ -11,11 +11,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-use super::{
-    classes::ClassSurvivors,
-    interval::{Estimate, FEWEST_EFFECTIVE_WINDOWS, Interval, gamma},
-    leaks::Leaks,
-};
+use super::{classes::ClassSurvivors, interval::Estimate, leaks::Leaks, units::Units};
 
 /// What is left of the table's share when it is full.
 const THINNING: f64 = 0.8;
@@ -182,6 +178,17 @@ impl<K: Copy + Eq + Hash + Ord, W> Survivors<K, W> {
         self.leaks.forget(|stack| stacks.binary_search(&stack).is_ok());
     }
 
+    /// An account was given back: what comes under its name is another stack's.
+    pub fn forget(&mut self, stack: K) {
+        self.blocks.retain(|_, kept| kept.survivor.stack != stack);
+        self.leaks.forget(|other| other == stack);
+    }
+
+    /// All blocks of the sample, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (Place, &Survivor<K, W>)> {
+        self.blocks.iter().map(|(place, kept)| (*place, &kept.survivor))
+    }
+
     /// Blocks in the sample.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -234,7 +241,7 @@ impl<K: Copy + Eq + Hash + Ord, W> Survivors<K, W> {
                 for unit in rows.chunk_by(|left, right| left.1 == right.1) {
                     sums.add(unit.iter().map(|row| row.2).sum(), 1.0);
                 }
-                (rows[0].0, ClassSurvivors { blocks: sums.total, effective: sums.effective() })
+                (rows[0].0, ClassSurvivors { blocks: sums.total(), effective: sums.effective() })
             })
             .collect()
     }
@@ -294,46 +301,6 @@ struct Row<K> {
     bytes: f64,
     count: f64,
     age: f64,
-}
-
-/// Sums over units.
-#[derive(Default)]
-struct Units {
-    /// What is sure.
-    fixed: f64,
-    /// What is left to chance.
-    total: f64,
-    squares: f64,
-    largest: f64,
-}
-
-impl Units {
-    /// A unit of which `varies` is left to chance: 0.0 for one that is sure to be in the sample.
-    fn add(&mut self, value: f64, varies: f64) {
-        if varies > 0.0 {
-            self.total += value;
-        } else {
-            self.fixed += value;
-        }
-        self.squares += value * value * varies;
-        self.largest = self.largest.max(value * varies.sqrt());
-    }
-
-    fn effective(&self) -> f64 {
-        if self.squares > 0.0 { self.total * self.total / self.squares } else { 0.0 }
-    }
-
-    fn estimate(&self) -> Estimate {
-        let (value, effective) = (self.fixed + self.total, self.effective());
-        if self.squares <= 0.0 {
-            return Estimate::Known { value, interval: Interval::exact(value) };
-        }
-        if effective < FEWEST_EFFECTIVE_WINDOWS {
-            return Estimate::TooFewWindows { value, effective };
-        }
-        let Interval { low, high } = gamma(self.total, self.squares, self.largest);
-        Estimate::Known { value, interval: Interval { low: self.fixed + low, high: self.fixed + high } }
-    }
 }
 
 /// One stack. Windows vary as wholes; a block that came in alone varies by the chance with which it was drawn and not thinned.

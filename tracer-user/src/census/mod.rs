@@ -3,6 +3,7 @@
 //! Pure readers over [`crate::discover::memory`]. It must not know probes, the account or outputs.
 pub mod allocators;
 pub mod arenas;
+pub mod blocks;
 pub mod figures;
 mod header;
 pub mod malloc;

@@ -49,7 +49,7 @@ pub struct Arguments {
     /// [default: alloctrace-NAME-TIME.pb.gz]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// How to watch [default: budget for a COMMAND, exact for processes that run]
+    /// How to watch [default: budget]
     #[arg(long, value_name = "MODE")]
     mode: Option<Mode>,
     /// What budget mode may cost, in percent of the CPU time that the processes use for themselves [default: 1; 100 for a COMMAND]
@@ -158,9 +158,8 @@ fn mode(arguments: &Arguments) -> anyhow::Result<session::Mode> {
     // What needs every event, and kernels that have no windows.
     let needs_all = arguments.bench_empty || arguments.perf_events || arguments.what.is_temporary();
     let default = match arguments.budget {
-        Some(_) => Mode::Budget,
-        None if is_command && !needs_all => Mode::Budget,
-        None => Mode::Exact,
+        None if needs_all => Mode::Exact,
+        _ => Mode::Budget,
     };
     let mode = arguments.mode.unwrap_or(default);
     if mode != Mode::Budget && arguments.budget.is_some() {
@@ -169,9 +168,9 @@ fn mode(arguments: &Arguments) -> anyhow::Result<session::Mode> {
     if mode == Mode::Budget && arguments.what.is_temporary() {
         bail!("budget mode does not see which blocks are temporary: use another metric, or `--mode exact`");
     }
-    if mode == Mode::Budget && !is_command && arguments.what.is_of_blocks_kept() {
+    if mode == Mode::Budget && !is_command && arguments.what.is_peak() {
         bail!(
-            "budget mode sees what processes that run allocate, and not what becomes of it: use `--metric allocated`, or `--mode exact`"
+            "budget mode does not see when the memory of processes that run is highest: use `--metric live`, or `--mode exact`"
         );
     }
     let usual = if is_command { 100.0 } else { 1.0 };

@@ -36,9 +36,9 @@ pub struct What {
 }
 
 impl What {
-    /// Whether a metric was asked for that frees are needed for.
-    pub fn is_of_blocks_kept(self) -> bool {
-        self.metric.is_some_and(|metric| metric != Metric::Allocated)
+    /// Whether it is the metric for which it must be seen when most lives.
+    pub fn is_peak(self) -> bool {
+        self.metric == Some(Metric::Peak)
     }
 
     /// Whether it is the metric for which every free must be seen.

@@ -29,7 +29,11 @@ pub(super) fn ranges(block: &[u8], shape: Shape, layout: &InterpreterLayout) -> 
             vec![tail(object + size, 8), tail(object + data, length_at(size))]
         }
         Kind::Str => string(block, object, layout),
-        Kind::Tuple => vec![tail(object + 16, 8), tail(object + 24, length_at(16).saturating_mul(8))],
+        Kind::Tuple => {
+            // From 3.14 on `ob_hash` is before the items (Include/cpython/tupleobject.h), and is written later.
+            let items = if layout.minor >= 14 { 32 } else { 24 };
+            vec![tail(object + 16, 8), tail(object + items, length_at(16).saturating_mul(8))]
+        }
         // Size and kind of the table, and the first key: entries are appended, so the first stays until it is deleted.
         Kind::DictKeys => {
             // DICT_KEYS_GENERAL has the hash before the key.

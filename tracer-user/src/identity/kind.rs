@@ -1,9 +1,10 @@
 //! What kind of block it is, judged by its bytes alone.
 
 use super::{PythonType, python_type::STR, word};
+use crate::discover::layout::InterpreterLayout;
 
 /// Places where an object can begin in its block: alone, behind the collector's links, behind those and two words more.
-const HEADERS: [usize; 3] = [0, 16, 32];
+pub(super) const HEADERS: [usize; 3] = [0, 16, 32];
 /// A reference count is not larger, immortal ones included (Include/refcount.h); a pointer is.
 const LARGEST_COUNT: u64 = 0xffff_ffff;
 
@@ -54,8 +55,12 @@ pub struct Shape {
 
 impl Shape {
     /// The shape of a block with these bytes.
-    pub(super) fn of(block: &[u8], find_type: &mut impl FnMut(u64) -> Option<PythonType>) -> Self {
-        let object = HEADERS.into_iter().find_map(|header| object(block, header, find_type));
+    pub(super) fn of(
+        block: &[u8],
+        layout: &InterpreterLayout,
+        find_type: &mut impl FnMut(u64) -> Option<PythonType>,
+    ) -> Self {
+        let object = HEADERS.into_iter().find_map(|header| object(block, header, layout, find_type));
         object.unwrap_or_else(|| {
             let kind = if dict_keys(block).is_some() { Kind::DictKeys } else { Kind::Untyped };
             Self { kind, header: 0, type_address: 0 }
@@ -67,9 +72,12 @@ impl Shape {
 fn object(
     block: &[u8],
     header: usize,
+    layout: &InterpreterLayout,
     find_type: &mut impl FnMut(u64) -> Option<PythonType>,
 ) -> Option<Shape> {
     let (count, type_address) = (word(block, header)?, word(block, header + 8)?);
+    // From 3.14 on the count has the lower half of its word, and flags the upper (Include/object.h, `struct _object`).
+    let count = if layout.minor >= 14 { count & LARGEST_COUNT } else { count };
     if !(1..=LARGEST_COUNT).contains(&count) || type_address < 4096 || !type_address.is_multiple_of(8) {
         return None;
     }

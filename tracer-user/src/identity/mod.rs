@@ -9,6 +9,7 @@
 
 mod fixed;
 mod kind;
+mod likeness;
 mod python_type;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::hash::Hasher as _;
 use rustc_hash::FxHasher;
 
 pub use kind::{Kind, Shape};
+pub use likeness::Likeness;
 pub use python_type::{PythonType, TYPE_BYTES, is_type};
 
 use crate::discover::layout::InterpreterLayout;
@@ -51,7 +53,7 @@ impl Identity {
         layout: &InterpreterLayout,
         find_type: &mut impl FnMut(u64) -> Option<PythonType>,
     ) -> Self {
-        let shape = Shape::of(block, find_type);
+        let shape = Shape::of(block, layout, find_type);
         let mut hasher = FxHasher::default();
         let ranges = match depth {
             Depth::Type => Vec::new(),

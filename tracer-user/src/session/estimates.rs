@@ -5,27 +5,11 @@
 use rustc_hash::FxHashMap;
 
 use super::meter::TrapClock;
+use super::sampled::SampledStack;
 use super::windowed::Windowed;
 use crate::budget::interval::{Estimate, FEWEST_EFFECTIVE_WINDOWS};
 use crate::budget::leaks;
 use crate::profile::{Amount, Estimated, Growth, MILLION, Values, WindowSummary};
-
-/// What windows with a tail say of the stack of one account, at the end.
-#[derive(Debug, Clone, Copy)]
-pub struct SampledStack {
-    /// The account.
-    pub account: u32,
-    /// Bytes that live.
-    pub live_bytes: Estimate,
-    /// Blocks that live.
-    pub live_count: Estimate,
-    /// Mean age of those bytes.
-    pub age_seconds: f64,
-    /// Bytes a second that outlive a tail.
-    pub retained_bytes_per_second: Estimate,
-    /// How what lives grows, where anything can be said of that.
-    pub growth: Option<leaks::Growth<u32>>,
-}
 
 /// What is known of accounts.
 #[derive(Debug, Default)]
@@ -110,7 +94,6 @@ impl Sums {
     }
 
     /// Adds what windows with a tail say of a stack, for good.
-    #[cfg_attr(not(test), expect(dead_code, reason = "windows with a tail are not joined to sessions yet"))]
     pub fn sampled(&mut self, stack: &SampledStack) {
         self.known.sampled(stack);
     }

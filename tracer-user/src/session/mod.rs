@@ -23,6 +23,7 @@ mod rare_clock;
 mod reclaim;
 mod recorder;
 mod run;
+mod sampled;
 mod target;
 mod thread_slot;
 mod turns;

@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::run::Observer;
-use super::{Mode, Request, SessionError};
+use super::{Mode, Request, SessionError, Subject};
 use crate::attach::known_kernels::{Verdict, verdict};
 use crate::attach::{AttachError, Mechanism};
 
@@ -44,7 +44,8 @@ pub(super) fn possible(request: &Request, observer: &mut impl Observer) -> Resul
     };
     let mut request = Request { mechanism: Some(mechanism), ..request.clone() };
     if mechanism == Mechanism::Perf && matches!(request.mode, Mode::Budget { .. }) {
-        if !request.is_usual_mode {
+        // A process that others depend on is not traced at full cost unasked.
+        if !request.is_usual_mode || !matches!(request.subject, Subject::Command(_)) {
             return Err(AttachError::NoWindows.into());
         }
         observer

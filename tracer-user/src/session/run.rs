@@ -203,6 +203,10 @@ impl<'a> Session<'a> {
         let Some(windows) = &mut self.windows else { return Ok(()) };
         let was_whole = windows.is_whole();
         windows.step(&mut self.kernel, &self.processes, |line| observer.note(line))?;
+        if windows.wants_blocks() {
+            self.read_ring();
+        }
+        let Some(windows) = &mut self.windows else { return Ok(()) };
         if was_whole && !windows.is_whole() {
             self.processes.are_windowed();
         }
@@ -380,6 +384,7 @@ impl<'a> Session<'a> {
         }
         if let Some(windows) = &mut self.windows {
             windows.opened(self.recorder.take_openings());
+            windows.saw(self.recorder.take_blocks(), &self.processes);
         }
     }
 

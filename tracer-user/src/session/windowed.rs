@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::sampled::Scales;
 use super::meter::{Did, Meter, TRAP_NANOSECONDS, TrapClock};
 use crate::attach::Watch;
 use crate::budget::flows::{Flow, Flows, Taken, View};
@@ -28,6 +29,8 @@ pub struct Windowed {
     has_left_strata: bool,
     /// What windows saw since this was last asked: it is in what comes next once more.
     booked: Did,
+    /// When it came.
+    began: Instant,
     /// When it was last asked what it had done.
     asked: Instant,
     /// Its own work, and the time that passed meanwhile, in seconds; what is older than [`RECENT`] hardly counts.
@@ -92,6 +95,7 @@ impl Windowed {
             strata: Strata::default(),
             has_left_strata: false,
             booked: Did::default(),
+            began: Instant::now(),
             asked: Instant::now(),
             recent: (0.0, 0.0),
             at,
@@ -358,6 +362,12 @@ impl Windowed {
             false => (self.pymalloc.total().bytes, self.pymalloc.windows()),
         };
         [of_pymalloc, (self.malloc.total().bytes, self.malloc.windows())]
+    }
+
+    /// How many times what windows saw there was, since it came.
+    pub fn scales(&self) -> Scales {
+        let pymalloc = if self.has_strata() { self.strata.scale() } else { self.pymalloc.plain_scale() };
+        Scales { pymalloc, malloc: self.malloc.plain_scale(), seconds: self.began.elapsed().as_secs_f64() }
     }
 
     /// Seconds of its own work, and those of them in which pymalloc's blocks were seen.

@@ -19,6 +19,7 @@ use super::meter::{Meter, TrapClock};
 use super::opening::LOOK;
 use super::processes::Processes;
 use super::rare_clock::RareClock;
+use super::sampled::Sampled;
 use super::target::Traced;
 use super::turns::Turns;
 use super::windowed::{Whole, Windowed};
@@ -28,8 +29,8 @@ use crate::budget::costs::CyclePrior;
 use crate::budget::governor::{
     Action, Budget, CycleSeen, Governor, Points, ProcessSeen, Resting, Seen, Stopped,
 };
-use crate::drain::{FlowReader, PoolOpening, Taken};
-use crate::profile::WindowSummary;
+use crate::drain::{BlockSeen, FlowReader, PoolOpening, Taken};
+use crate::profile::{LiveBy, WindowSummary};
 use base::Base;
 
 /// What a window costs its target beside its traps, by what a busy one did not get done in the tenths of a second around it (38 windows, python3.11 of Debian, Linux
@@ -97,6 +98,10 @@ pub struct Windows {
     /// Of processes that ran already: which of their points are armed all the time, and what takes turns.
     turns: Option<Turns>,
     base: Base,
+    /// What becomes of the blocks that their windows saw.
+    sampled: Option<Sampled>,
+    /// A window that is over, and of whose blocks has not been told.
+    over: Option<Instant>,
     sums: Sums,
     rare: RareClock,
     disarming: Option<Disarming>,
@@ -148,6 +153,8 @@ impl Windows {
             heats: Heats::default(),
             turns: attached.then(Turns::default),
             base: Base::default(),
+            sampled: attached.then(|| Sampled::new(seed)),
+            over: None,
             sums: Sums::default(),
             rare: RareClock::default(),
             disarming: None,
@@ -188,10 +195,25 @@ impl Windows {
         }
     }
 
+    /// Whether a window is over and its blocks are to be asked for.
+    pub fn wants_blocks(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// Blocks that the latest window saw; what is of earlier ones, or came while it closed, is left out.
+    pub fn saw(&mut self, blocks: Vec<BlockSeen>, processes: &Processes) {
+        let (Some(sampled), Some(ended)) = (&mut self.sampled, self.over.take()) else { return };
+        let mut blocks = blocks;
+        blocks.retain(|block| block.window == self.number as u16);
+        sampled.window(self.number as u32, blocks, ended);
+        sampled.look_if_due(processes);
+    }
+
     /// When [`Windows::step`] wants to be called; `None`: no more.
     pub fn next_step(&self) -> Option<Instant> {
         let look = self.kept.as_ref().and_then(Kept::next_look);
-        self.stopped.is_none().then_some(self.due).into_iter().chain(look).min()
+        let sampled = self.sampled.as_ref().and_then(Sampled::next_look);
+        self.stopped.is_none().then_some(self.due).into_iter().chain(look).chain(sampled).min()
     }
 
     /// Does what is due; a window is opened, waited for and closed in one step, which takes a tenth of a second longer than the window. `note`: for what users should know.
@@ -204,6 +226,9 @@ impl Windows {
         let now = Instant::now();
         if let Some(kept) = &mut self.kept {
             kept.look_if_due(kernel, processes)?;
+        }
+        if let Some(sampled) = &mut self.sampled {
+            sampled.look_if_due(processes);
         }
         if self.stopped.is_some() {
             self.settle(kernel, processes)?;
@@ -307,6 +332,7 @@ impl Windows {
                 if let Some(kept) = &mut self.kept {
                     kept.ended(*slot);
                 }
+                self.sampled.iter_mut().for_each(|sampled| sampled.process_ended(*slot));
             }
         }
         // Of those that have ended since: all of it was seen, and how much work it was nobody knows any more.
@@ -341,6 +367,7 @@ impl Windows {
             return Ok(());
         }
         self.end_stretch(kernel, processes)?;
+        self.sampled.iter_mut().for_each(|sampled| sampled.last_look(processes));
         self.look(kernel, processes)
     }
 
@@ -358,11 +385,15 @@ impl Windows {
         let looks = self.kept.as_ref().map(Kept::looks).unwrap_or_default();
         let why_not = self.kept.as_ref().and_then(Kept::unknown);
         let why_not = why_not.map(|why| format!("what lives is not known: {why}"));
+        let sampled = self.sampled.as_ref();
         let summary = WindowSummary {
             opened: self.opened,
             full: self.full,
-            knows_live: self.kept.as_ref().is_some_and(|kept| kept.unknown().is_none()),
-            live_unknown: self.why_not.take().or(why_not),
+            knows_live: sampled.is_some() || self.kept.as_ref().is_some_and(|kept| kept.unknown().is_none()),
+            live_by: if sampled.is_some() { LiveBy::Survivors } else { LiveBy::Pools },
+            tails: sampled.map_or(0, Sampled::windows_looked_at),
+            survivors: sampled.map_or(0, Sampled::count_survivors),
+            live_unknown: self.why_not.take().or(why_not).or_else(|| self.unknown_of_sampled()),
             looks: looks.number,
             longest_look_gap_nanoseconds: u64::try_from(looks.longest_gap.as_nanos()).unwrap_or(u64::MAX),
             stopped: self.stopped.map(|stopped| stopped.to_string()),
@@ -372,6 +403,17 @@ impl Windows {
         slots.into_iter().try_for_each(|slot| self.add_up(kernel, slot))?;
         let estimates = std::mem::take(&mut self.sums).finish(summary);
         Ok(Estimates { cost_percent: cost_percent(&self.governor), ..estimates })
+    }
+
+    /// What of what lives is not known where blocks are looked at.
+    fn unknown_of_sampled(&self) -> Option<String> {
+        let sampled = self.sampled.as_ref()?;
+        let mut slots = self.processes.keys();
+        let unknown = slots.clone().find_map(|slot| Some((sampled.unknown(*slot)?, "what lives is not known")));
+        let unknown = unknown.or_else(|| {
+            slots.find_map(|slot| Some((sampled.unknown_malloc(*slot)?, "malloc's blocks are not among what lives")))
+        });
+        unknown.map(|(why, what)| format!("{what}: {why}"))
     }
 
     /// Adds up what is known of a process, for good.
@@ -384,6 +426,8 @@ impl Windows {
         }
         let kept = self.kept.iter().flat_map(|kept| kept.values(slot));
         self.sums.add(&mut one, &self.clock, kept);
+        let sampled = self.sampled.as_ref().map(|sampled| sampled.results(slot, one.scales()));
+        sampled.iter().flatten().for_each(|stack| self.sums.sampled(stack));
         if let Some(kept) = &mut self.kept {
             kept.forget(slot);
         }
@@ -413,6 +457,7 @@ impl Windows {
     pub fn forget(&mut self, account: u32) {
         self.reader.forget(account);
         self.kept.iter_mut().for_each(|kept| kept.forget_account(account));
+        self.sampled.iter_mut().for_each(|sampled| sampled.forget_account(account));
     }
 }
 

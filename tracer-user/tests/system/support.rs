@@ -254,6 +254,10 @@ pub fn python(interpreter: &Interpreter, name: &str) -> Command {
 pub fn tracer(output: &Path, pids: &[u32], flags: &[&str]) -> Result<Running> {
     let mut command = alloctrace();
     command.arg("record").arg("-o").arg(output).args(flags);
+    if !flags.iter().any(|flag| matches!(*flag, "--mode" | "--budget")) {
+        // Tests count every block.
+        command.args(["--mode", "exact"]);
+    }
     for pid in pids {
         command.arg("-p").arg(pid.to_string());
     }

@@ -4,6 +4,8 @@
 //! whole process (`tcache_key`), before that the address of the cache. It is learnt from a cache itself, which is one of the first
 //! chunks of its arena (`tcache_init`, malloc/malloc.c). Fast bins are lists. It must not know arenas.
 
+use rustc_hash::FxHashSet;
+
 use super::heaps::Stretch;
 use super::places::{FAST_BIN_COUNT, FAST_BINS, State};
 use crate::discover::memory::ReadMemory;
@@ -19,6 +21,8 @@ const MOST_LISTS: usize = 8;
 const MOST_CHUNKS: usize = 512;
 /// Chunks of fast bins that are followed, of one arena; a read each.
 const MOST_FAST: u64 = 1 << 16;
+/// The same for looks at single blocks, of which there are eight after each window.
+const MOST_FAST_OF_A_LOOK: u64 = 1 << 10;
 
 /// The mark of chunks in caches; `None` if no cache among the first chunks of a stretch says so: it is empty or not there.
 pub(super) fn tcache_key(memory: &impl ReadMemory, stretch: &Stretch) -> Option<u64> {
@@ -50,20 +54,35 @@ fn key_in(memory: &impl ReadMemory, at: u64, size: u64, lists: usize) -> Option<
 /// How many chunks the fast bins of an arena have, and their bytes. Lists that change end where they do.
 pub(super) fn fast_bins(memory: &impl ReadMemory, state: &State) -> (u64, u64) {
     let (mut chunks, mut bytes) = (0, 0);
+    each_fast(memory, state, MOST_FAST, |_, size| {
+        chunks += 1;
+        bytes += size;
+    });
+    (chunks, bytes)
+}
+
+/// The addresses of those chunks, as far as one look at single blocks follows them.
+pub(super) fn fast_chunks(memory: &impl ReadMemory, state: &State, found: &mut FxHashSet<u64>) {
+    each_fast(memory, state, MOST_FAST_OF_A_LOOK, |chunk, _| {
+        found.insert(chunk);
+    });
+}
+
+fn each_fast(memory: &impl ReadMemory, state: &State, most: u64, mut show: impl FnMut(u64, u64)) {
+    let mut chunks = 0;
     for bin in 0..FAST_BIN_COUNT {
         let size = 32 + 16 * bin as u64;
         let mut chunk = state.word(FAST_BINS + 8 * bin);
-        while chunk != 0 && chunk.is_multiple_of(16) && chunks < MOST_FAST {
+        while chunk != 0 && chunk.is_multiple_of(16) && chunks < most {
             let Some((found, link)) = size_and_link(memory, chunk) else { break };
             if found != size {
                 break;
             }
             chunks += 1;
-            bytes += size;
+            show(chunk, size);
             chunk = next(memory, chunk, link, size);
         }
     }
-    (chunks, bytes)
 }
 
 fn size_and_link(memory: &impl ReadMemory, chunk: u64) -> Option<(u64, u64)> {

@@ -13,11 +13,11 @@ use super::heaps::Stretch;
 use crate::discover::memory::ReadMemory;
 
 /// `PREV_INUSE`, `IS_MMAPPED`, `NON_MAIN_ARENA`.
-const PREVIOUS_IN_USE: u64 = 1;
-const IS_MAPPED: u64 = 2;
-const IS_FOREIGN: u64 = 4;
+pub(super) const PREVIOUS_IN_USE: u64 = 1;
+pub(super) const IS_MAPPED: u64 = 2;
+pub(super) const IS_FOREIGN: u64 = 4;
 /// `MINSIZE`.
-const LEAST: u64 = 32;
+pub(super) const LEAST: u64 = 32;
 /// Bytes that are read at once. Less is more calls, more is more time for changes.
 const PIECE: usize = 64 << 10;
 /// Pieces that counting may go back.
@@ -25,7 +25,7 @@ const KEPT_PIECES: usize = 64;
 /// How often it may: who changes a heap faster than that does so again the next time.
 const MOST_RETURNS: u32 = 64;
 /// Largest chunk that the cache of a thread keeps by default (`tcache_max_bytes` and the header).
-const LARGEST_CACHED: u64 = 1040;
+pub(super) const LARGEST_CACHED: u64 = 1040;
 
 /// What a stretch holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use super::places::{Heap, Places, STATE, State, TOP};
 use crate::discover::memory::ReadMemory;
 
 /// `HEAP_MAX_SIZE`: twice `DEFAULT_MMAP_THRESHOLD_MAX`, 64-bit.
-const HEAP_MAX: u64 = 64 << 20;
+pub(super) const HEAP_MAX: u64 = 64 << 20;
 /// `sizeof(struct heap_info)`: 2.27 to 2.34, and since `pagesize` came.
 const HEAP_HEADERS: [u64; 2] = [32, 48];
 /// Arenas that are looked at; by default there are at most eight for each processor.
@@ -82,6 +82,11 @@ fn heap_info(memory: &impl ReadMemory, base: u64) -> Result<HeapInfo, Reason> {
     let (words, _) = bytes.as_chunks::<8>();
     let word = |index: usize| words.get(index).map_or(0, |word| u64::from_le_bytes(*word));
     Ok(HeapInfo { arena: word(0), previous: word(1), bytes: word(2) })
+}
+
+/// The arena of a chunk that is not the main one's (`arena_for_chunk`, malloc/arena.c): its heap begins with it.
+pub(super) fn arena_of(memory: &impl ReadMemory, chunk: u64) -> Option<u64> {
+    memory.read_u64(chunk - chunk % HEAP_MAX).ok()
 }
 
 /// The stretches of an arena that is not the main one, newest first; together they must be what it has from the system.

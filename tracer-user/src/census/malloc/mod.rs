@@ -5,6 +5,7 @@
 //! read from their beginning instead, chunk by chunk (`chunks.rs`), whose headers check each other. Where the state of an
 //! arena lies is found by what it is (`places.rs`), never by version. It must not know Python.
 
+mod blocks;
 mod caches;
 mod chunks;
 mod heaps;
@@ -15,10 +16,12 @@ mod tests;
 
 use std::io;
 
+pub use blocks::{ChunkFound, ChunkReader};
+
 use self::caches::{fast_bins, tcache_key};
 use self::chunks::Chunks;
 use self::heaps::{Stretch, stretches};
-use self::places::{Places, State};
+use self::places::{Heap, Places, State};
 use crate::discover::memory::{Mapping, ReadMemory};
 
 /// Why malloc's figures are not known.
@@ -120,14 +123,33 @@ pub struct Malloc {
     key: Option<u64>,
 }
 
+/// Where a process's arenas are, now.
+struct Located {
+    places: Places,
+    heap: Heap,
+    states: Vec<State>,
+    stretches: Vec<Stretch>,
+}
+
 impl Malloc {
     /// Reads all heaps. `library`: the C library as the mappings name it. `mappings` are of now.
     pub fn read(
         &mut self,
         memory: &impl ReadMemory,
-        mut mappings: impl FnMut() -> io::Result<Vec<Mapping>>,
+        mappings: impl FnMut() -> io::Result<Vec<Mapping>>,
         library: Option<&str>,
     ) -> Result<MallocCensus, Reason> {
+        self.find(memory, mappings, library, |malloc, located| malloc.count(memory, located))
+    }
+
+    /// Finds the arenas and has something made of them; tries again where the process has changed them meanwhile.
+    fn find<Made>(
+        &mut self,
+        memory: &impl ReadMemory,
+        mut mappings: impl FnMut() -> io::Result<Vec<Mapping>>,
+        library: Option<&str>,
+        make: impl Fn(&Self, &Located) -> Result<Made, Reason>,
+    ) -> Result<Made, Reason> {
         let library = library.ok_or(Reason::NoLibrary)?;
         let mut tried = 0;
         loop {
@@ -136,7 +158,8 @@ impl Malloc {
             if let Some(name) = foreign(&mapped, library) {
                 return Err(Reason::Foreign { name });
             }
-            match self.read_once(memory, &mapped, library) {
+            let located = self.locate(memory, &mapped, library);
+            match located.and_then(|located| make(self, &located)) {
                 // What moved meanwhile is somewhere by now.
                 Err(error) if tried < TRIES && !matches!(error, Reason::TooLarge { .. }) => {
                     tracing::debug!(%error, "malloc's heaps are read again");
@@ -146,12 +169,12 @@ impl Malloc {
         }
     }
 
-    fn read_once(
+    fn locate(
         &mut self,
         memory: &impl ReadMemory,
         mappings: &[Mapping],
         library: &str,
-    ) -> Result<MallocCensus, Reason> {
+    ) -> Result<Located, Reason> {
         let heap = places::heap(mappings)?;
         let known = self.places.filter(|places| places.hold(memory, &heap));
         let places = match known {
@@ -169,15 +192,20 @@ impl Malloc {
             (Err(reason), _) => return Err(reason),
         };
         self.places = Some(places);
-        let mapped = places.mapped(memory, &heap)?;
+        if self.key.is_none() {
+            self.key = stretches.iter().take(MOST_SEARCHED).find_map(|stretch| tcache_key(memory, stretch));
+        }
+        Ok(Located { places, heap, states, stretches })
+    }
+
+    fn count(&self, memory: &impl ReadMemory, located: &Located) -> Result<MallocCensus, Reason> {
+        let Located { places, heap, states, stretches } = located;
+        let mapped = places.mapped(memory, heap)?;
         let heap_bytes = stretches.iter().fold(0_u64, |sum, stretch| sum.saturating_add(stretch.bytes()));
         if heap_bytes > MOST_BYTES {
             return Err(Reason::TooLarge { bytes: heap_bytes });
         }
-        if self.key.is_none() {
-            self.key = stretches.iter().take(MOST_SEARCHED).find_map(|stretch| tcache_key(memory, stretch));
-        }
-        self.sum(memory, &states, &stretches, mapped)
+        self.sum(memory, states, stretches, mapped)
     }
 
     fn sum(

@@ -70,6 +70,7 @@ impl Windows {
         self.clock.end(kernel, traps, watch.draws_pops())?;
         // One after the other: two at once would hold up the process longer.
         self.disarming = Some(begin_to_disarm(armed));
+        self.over = Some(start + length);
         let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
         self.opened += 1;
         self.full += u64::from(watch.draws_pops());

@@ -95,7 +95,7 @@ class Steps:
 
 def attach(profile, pid):
     """A tracer of a running process, armed."""
-    tracer = subprocess.Popen([TRACER, "record", "-o", profile, "-p", str(pid)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    tracer = subprocess.Popen([TRACER, "record", "--mode", "exact", "-o", profile, "-p", str(pid)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     said = ""
     for line in tracer.stderr:
         said += line

@@ -1,0 +1,1 @@
+//! What waits, against a plain model of it.

@@ -1,0 +1,1 @@
+//! Pools made by hand, against a plain model of them.
