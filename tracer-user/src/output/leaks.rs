@@ -149,6 +149,11 @@ pub fn heading(leaks: &Leaks<'_>) -> String {
 
 /// The first row in one line, where it is a leak for sure.
 pub fn line(profile: &Profile) -> Option<String> {
+    let grows =
+        |sample: &Sample| sample.estimated.as_ref().is_some_and(|estimated| estimated.growth.is_some());
+    if !profile.samples.iter().any(grows) {
+        return None;
+    }
     let leaks = leaks(profile, By::Line).ok()?;
     let LeakRow { key, growth, .. } = leaks.rows.first()?;
     if growth.likelihood_ppm < SURE_PPM || growth.at_least <= 0 {
