@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     let trial = |name, test: fn() -> Result<(), Failed>| Trial::test(name, test).with_ignored_flag(ignored);
     let trials = vec![
         trial("raw_dump_has_every_type_label_and_total", raw),
+        trial("estimates_are_labels_with_units", estimates),
         trial("top_agrees_for_every_sample_type", top),
         trial("default_sample_type_is_the_default_metric", default_sample_type),
         trial("hostile_names_are_read", hostile),
@@ -90,6 +91,43 @@ fn raw() -> Result<(), Failed> {
     }
     let line = "get_lessons /srv/app/views.py:31 s=28";
     if locations.contains(line) { Ok(()) } else { Err(format!("no {line} in {locations}").into()) }
+}
+
+fn estimates() -> Result<(), Failed> {
+    let profile = fixture::budget();
+    let text = go_pprof(&profile, &["-raw"])?;
+    for expected in [
+        "growth_bytes_per_second:[12595 bytes]",
+        "growth_at_least:[-95 bytes]",
+        "live_age:[30000 milliseconds]",
+    ] {
+        if !text.contains(expected) {
+            return Err(format!("no label {expected}: {text}").into());
+        }
+    }
+    let text = go_pprof(&profile, &["-top", "-unit=B", "-sample_index=inuse_space"])?;
+    let expected = format!("of {}B total", profile.total(Metric::Live).bytes);
+    if !text.contains(&expected) {
+        return Err(format!("no `{expected}` in {text}").into());
+    }
+    // What pprof itself writes again has lost nothing.
+    let folder = TempDir::new()?;
+    let (path, output) = (folder.path().join("profile.pb.gz"), folder.path().join("again.pb.gz"));
+    fs::write(&path, pprof::encode(&profile)?)?;
+    let mut command = Command::new("go");
+    command.args(["tool", "pprof", "-proto", "-output"]).arg(&output).arg(&path);
+    let run = command.env("PPROF_TMPDIR", folder.path()).output()?;
+    if !run.status.success() {
+        return Err(String::from_utf8_lossy(&run.stderr).into_owned().into());
+    }
+    let again = pprof::decode(&fs::read(&output)?)?;
+    let of = |profile: &Profile| {
+        let mut all: Vec<_> =
+            profile.samples.iter().map(|sample| format!("{:?}", sample.estimated)).collect();
+        all.sort_unstable();
+        all
+    };
+    if of(&again) == of(&profile) { Ok(()) } else { Err(format!("{:?}", of(&again)).into()) }
 }
 
 fn top() -> Result<(), Failed> {

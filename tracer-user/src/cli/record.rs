@@ -17,7 +17,7 @@ use super::{FAILED, NOTHING_RECORDED, values};
 use crate::{
     attach::{Mechanism, TableSizes},
     output::{self, Format, Options, summary, text},
-    profile::Profile,
+    profile::{Metric, Profile, Unit},
     session::{self, Observer, Progress, Request, Subject},
 };
 
@@ -155,8 +155,9 @@ fn log_to_standard_error(verbose: u8) {
 
 fn mode(arguments: &Arguments) -> anyhow::Result<session::Mode> {
     let is_command = !arguments.command.is_empty();
+    let metric = arguments.what.metric();
     // What needs every event, and kernels that have no windows.
-    let needs_all = arguments.bench_empty || arguments.perf_events || arguments.what.is_temporary();
+    let needs_all = arguments.bench_empty || arguments.perf_events || metric == Some(Metric::Temporary);
     let default = match arguments.budget {
         None if needs_all => Mode::Exact,
         _ => Mode::Budget,
@@ -165,20 +166,32 @@ fn mode(arguments: &Arguments) -> anyhow::Result<session::Mode> {
     if mode != Mode::Budget && arguments.budget.is_some() {
         bail!("--budget is for `--mode budget`: leave one of them out");
     }
-    if mode == Mode::Budget && arguments.what.is_temporary() {
-        bail!("budget mode does not see which blocks are temporary: use another metric, or `--mode exact`");
-    }
-    if mode == Mode::Budget && !is_command && arguments.what.is_peak() {
-        bail!(
-            "budget mode does not see when the memory of processes that run is highest: use `--metric live`, or `--mode exact`"
-        );
-    }
+    check_metric(mode, is_command, metric)?;
     let usual = if is_command { 100.0 } else { 1.0 };
     Ok(match mode {
         Mode::Exact => session::Mode::Exact,
         Mode::Growth => session::Mode::Growth,
         Mode::Budget => session::Mode::Budget { percent: arguments.budget.unwrap_or(usual) },
     })
+}
+
+/// Finds a metric that the mode will not know, before anything is recorded.
+fn check_metric(mode: Mode, is_command: bool, metric: Option<Metric>) -> anyhow::Result<()> {
+    match (mode, metric) {
+        (Mode::Budget, Some(Metric::Temporary)) => bail!(
+            "budget mode does not see which blocks are temporary: use another metric, or `--mode exact`"
+        ),
+        (Mode::Budget, Some(Metric::Peak)) if !is_command => bail!(
+            "budget mode does not know the peak of processes that run: use `--metric live`, or `--mode exact`"
+        ),
+        (Mode::Budget, Some(Metric::Retained)) if is_command => bail!(
+            "`retained` is told from windows that watch frees, which a COMMAND has none of: use `--metric live`, or attach with `-p PID`"
+        ),
+        (Mode::Exact | Mode::Growth, Some(Metric::Retained)) => {
+            bail!("only budget mode knows `retained`: use `--metric live`, or `--mode budget`")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn subject(arguments: &Arguments) -> Subject {
@@ -258,6 +271,19 @@ impl Console {
         }
     }
 
+    /// A metric that turns out not to be known is no reason to lose the recording.
+    fn write(&self, profile: &Profile) -> anyhow::Result<()> {
+        let options = self.what.options(profile).unwrap_or_else(|error| {
+            let metric = profile.default_metric();
+            // This format has all metrics.
+            if self.format != Format::Pprof {
+                self.line(&format!("{error}; wrote `{metric}` instead"));
+            }
+            Options { metric, unit: Unit::Bytes }
+        });
+        Ok(output::write_as(profile, self.format, &self.path, options)?)
+    }
+
     fn line(&self, line: &str) {
         if self.quiet {
             return;
@@ -289,10 +315,7 @@ impl Observer for Console {
     }
 
     fn finished(&mut self, profile: Profile) {
-        let written = self.what.options(&profile).and_then(|options: Options| {
-            output::write_as(&profile, self.format, &self.path, options).map_err(Into::into)
-        });
-        self.written = written;
+        self.written = self.write(&profile);
         for line in summary::lines(&profile) {
             self.line(&line);
         }

@@ -10,7 +10,7 @@ use clap::{
 
 use crate::{
     output::{Options, aggregate::By},
-    profile::{Metric, Profile, Unit},
+    profile::{Live, Metric, Profile, Unit},
 };
 
 /// `--format`.
@@ -27,7 +27,7 @@ pub enum Format {
 /// `--metric` and `--unit`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct What {
-    /// What to show [default: peak for a finished command, else live]
+    /// What to show [default: peak for a finished command, else live]; `retained` is of budget mode with --pid: bytes a second that outlive a second
     #[arg(long, value_name = "METRIC", value_parser = metric())]
     metric: Option<Metric>,
     /// Show bytes or number of blocks
@@ -36,14 +36,9 @@ pub struct What {
 }
 
 impl What {
-    /// Whether it is the metric for which it must be seen when most lives.
-    pub fn is_peak(self) -> bool {
-        self.metric == Some(Metric::Peak)
-    }
-
-    /// Whether it is the metric for which every free must be seen.
-    pub fn is_temporary(self) -> bool {
-        self.metric == Some(Metric::Temporary)
+    /// The metric that was asked for.
+    pub fn metric(self) -> Option<Metric> {
+        self.metric
     }
 
     /// With the profile's own default where no metric was asked for.
@@ -53,11 +48,35 @@ impl What {
     pub fn options(self, profile: &Profile) -> anyhow::Result<Options> {
         let metric = self.metric.unwrap_or_else(|| profile.default_metric());
         if !profile.knows(metric) {
-            bail!(
-                "recorded in budget mode, which does not know `{metric}` here: use `--metric allocated`, or record with `--mode exact`"
-            );
+            bail!(unknown(metric, profile));
+        }
+        if metric == Metric::Retained && self.unit == Unit::Count {
+            bail!("`retained` is known in bytes a second only: leave out `--unit count`");
         }
         Ok(Options { metric, unit: self.unit })
+    }
+}
+
+/// Why a profile does not know a metric, and what to do.
+fn unknown(metric: Metric, profile: &Profile) -> String {
+    let Some(windows) = &profile.recording.windows else {
+        let mode = &profile.recording.mode;
+        return format!(
+            "recorded in {mode} mode, and only windows know `{metric}`: use `--metric live`, or record a process that runs with `--mode budget -p PID`"
+        );
+    };
+    match (metric, windows.live()) {
+        (Metric::Live, Live::Retained { why }) => {
+            format!(
+                "recorded in budget mode, which does not know `live` here ({why}): use `--metric retained`"
+            )
+        }
+        (Metric::Retained, _) => format!(
+            "recorded in budget mode without windows that watch frees, which `{metric}` is told from: use `--metric allocated`, or record a process that runs with `-p PID`"
+        ),
+        _ => format!(
+            "recorded in budget mode, which does not know `{metric}` here: use `--metric allocated`, or record with `--mode exact`"
+        ),
     }
 }
 

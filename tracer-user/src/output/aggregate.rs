@@ -5,7 +5,10 @@
 use std::{cmp::Ordering, collections::HashMap, fmt, str::FromStr};
 
 use super::{OutputError, module::module, text};
-use crate::profile::{Amount, Frame, FrameId, FrameKind, Metric, ProcessIndex, Profile, Sample, Stack, Unit};
+use crate::profile::{
+    Amount, ErrorSum, Frame, FrameId, FrameKind, Metric, Process, ProcessIndex, Profile, Residence, Sample,
+    Stack, Unit,
+};
 
 /// What rows are made of: the words of `--by`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,6 +115,15 @@ pub struct Row<'a> {
     pub key: Key<'a>,
     /// How much of the metric.
     pub amount: Amount,
+    /// Half the width of the 95 % interval of its bytes; `None`: not known.
+    pub bytes_error: Option<u64>,
+}
+
+/// Adds up samples of one row.
+#[derive(Default)]
+struct Sum {
+    amount: Amount,
+    error: ErrorSum,
 }
 
 /// All rows of a profile, the biggest first.
@@ -139,15 +151,21 @@ pub fn aggregate(profile: &Profile, by: By, metric: Metric, unit: Unit) -> Resul
     if by == By::Type {
         return Err(OutputError::NoTypes);
     }
-    let mut sums = HashMap::<Key<'_>, Amount>::new();
+    let mut sums = HashMap::<Key<'_>, Sum>::new();
     for sample in &profile.samples {
         let amount = sample.amount(metric);
         if amount != Amount::default() {
             let sum = sums.entry(key(profile, sample, by)).or_default();
-            *sum = sum.plus(amount);
+            sum.amount = sum.amount.plus(amount);
+            sum.error.add(sample.error(metric), amount.bytes);
         }
     }
-    let mut rows: Vec<Row<'_>> = sums.into_iter().map(|(key, amount)| Row { key, amount }).collect();
+    let is_exact = is_exact(profile, metric);
+    let row = |(key, sum): (_, Sum)| {
+        let bytes_error = if is_exact { Some(0) } else { sum.error.half_width() };
+        Row { key, amount: sum.amount, bytes_error }
+    };
+    let mut rows: Vec<Row<'_>> = sums.into_iter().map(row).collect();
     rows.sort_unstable_by(|one, other| {
         let size = |row: &Row<'_>| (unit.of(row.amount), row.amount.bytes, row.amount.count);
         // Ties are broken by name, so that the same profile always gives the same text.
@@ -156,7 +174,25 @@ pub fn aggregate(profile: &Profile, by: By, metric: Metric, unit: Unit) -> Resul
     Ok(Report { profile, metric, unit, by, total: profile.total(metric), rows })
 }
 
-fn key<'a>(profile: &'a Profile, sample: &'a Sample, by: By) -> Key<'a> {
+/// Whether nothing in the rows is an estimate: what was thinned out is scaled up in all metrics but `allocated`.
+fn is_exact(profile: &Profile, metric: Metric) -> bool {
+    let recording = &profile.recording;
+    let thinned = recording.losses.thinned > 0 && metric != Metric::Allocated;
+    // What the kernel's page table has corrected is what lives in the end, of processes that could be compared.
+    let is_compared = |process: &Process| matches!(process.residence, Some(Residence::Compared { .. }));
+    let is_corrected = || metric == Metric::Live && profile.processes.iter().all(is_compared);
+    let mode_is_exact = match &*recording.mode {
+        "exact" => true,
+        // Everything fitted the budget.
+        "budget" => recording.windows.is_none(),
+        "growth" => is_corrected(),
+        _ => false,
+    };
+    mode_is_exact && !thinned
+}
+
+/// The row that a sample belongs to.
+pub(super) fn key<'a>(profile: &'a Profile, sample: &'a Sample, by: By) -> Key<'a> {
     match by {
         By::Stack => Key::Stack(&sample.stack),
         By::Process => Key::Process(sample.process),
@@ -198,7 +234,7 @@ pub fn stack_text(texts: &[String], stack: Vec<FrameId>) -> impl Iterator<Item =
 
 impl Key<'_> {
     /// The order of rows of the same size: by name.
-    fn compare(&self, other: &Self, profile: &Profile) -> Ordering {
+    pub(super) fn compare(&self, other: &Self, profile: &Profile) -> Ordering {
         if let (Key::Stack(one), Key::Stack(other)) = (self, other) {
             let (one, other) = (one.to_vec(), other.to_vec());
             let names = |stack: &[FrameId], id: usize| {

@@ -2,62 +2,112 @@
 //!
 //! It must not know files. Names are made visible (`text.rs`), so a line is always a row; numbers are plain.
 
-use std::{
-    borrow::Cow,
-    io::{self, Write},
-};
+use std::{borrow::Cow, io::Write};
 
 use super::{
     OutputError,
-    aggregate::{By, Key, Report, Row, frame_texts, stack_text},
+    aggregate::{By, Key, Report, frame_texts, stack_text},
+    leaks::Leaks,
     text::visible,
 };
+use crate::profile::{Amount, Growth, Metric, Profile};
 
-/// Writes the first `top` rows, or all of them.
+/// Writes the first `top` rows, or all of them. An error that is not known is an empty field.
 ///
 /// # Errors
 /// When writing fails.
 pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) -> Result<(), OutputError> {
-    let columns = match report.by {
-        By::Line => "file,line,function",
-        By::Function => "file,function",
-        By::File => "file",
-        By::Module => "module",
-        By::Stack => "stack",
-        By::Type => "type",
-        By::Process => "pid,command",
-        By::Thread => "pid,thread,command",
-    };
-    // A reason stands in a column of its own where there is no column for functions.
-    let reason = if matches!(report.by, By::File | By::Module) { ",function" } else { "" };
-    writeln!(writer, "{columns}{reason},bytes,count").map_err(OutputError::Write)?;
-    let texts = frame_texts(report.profile);
+    let is_flow = report.metric == Metric::Retained;
+    let figures = if is_flow { "bytes_per_second,bytes_error" } else { "bytes,count,bytes_error" };
+    writeln!(writer, "{},{figures}", columns(report.by)).map_err(OutputError::Write)?;
+    let names = Names::new(report.profile, report.by);
     for row in report.rows.iter().take(top.unwrap_or(usize::MAX)) {
-        write_row(report, &texts, row, writer).map_err(OutputError::Write)?;
+        let (name, error) = (names.of(&row.key), or_empty(row.bytes_error));
+        match row.amount {
+            Amount { bytes, .. } if is_flow => writeln!(writer, "{name},{bytes},{error}"),
+            Amount { bytes, count } => writeln!(writer, "{name},{bytes},{count},{error}"),
+        }
+        .map_err(OutputError::Write)?;
     }
     Ok(())
 }
 
-fn write_row(report: &Report<'_>, texts: &[String], row: &Row<'_>, writer: &mut dyn Write) -> io::Result<()> {
-    let process = |index: u32| report.profile.processes.get(index as usize);
-    let pid = |index| process(index).map_or(0, |process| process.pid);
-    let command = |index| quoted(process(index).map_or("", |process| &process.command)).into_owned();
-    match &row.key {
-        Key::Line { file, line, function } => write!(writer, "{},{line},{}", quoted(file), quoted(function)),
-        Key::Function { file, function } => write!(writer, "{},{}", quoted(file), quoted(function)),
-        Key::File(file) => write!(writer, "{},", quoted(file)),
-        Key::Module(module) => write!(writer, "{},", quoted(module)),
-        Key::NoPython(reason) if report.by == By::Line => write!(writer, ",,{}", quoted(reason)),
-        Key::NoPython(reason) => write!(writer, ",{}", quoted(reason)),
-        Key::Stack(stack) => {
-            let frames: Vec<String> =
-                stack_text(texts, stack.to_vec()).map(|frame| frame.replace(';', ",")).collect();
-            write!(writer, "{}", quoted(&frames.join(";")))
+/// Writes the first `top` leaks, or all of them.
+///
+/// # Errors
+/// When writing fails.
+pub fn write_leaks(leaks: &Leaks<'_>, top: Option<usize>, writer: &mut dyn Write) -> Result<(), OutputError> {
+    let figures = "growth_bytes_per_second,at_least_bytes_per_second,likelihood,live_bytes,live_bytes_error,mean_age_seconds";
+    writeln!(writer, "{},{figures}", columns(leaks.by)).map_err(OutputError::Write)?;
+    let names = Names::new(leaks.profile, leaks.by);
+    for row in leaks.rows.iter().take(top.unwrap_or(usize::MAX)) {
+        let Growth { bytes_per_second, at_least, .. } = row.growth;
+        writeln!(
+            writer,
+            "{},{bytes_per_second},{at_least},{},{},{},{}",
+            names.of(&row.key),
+            row.growth.likelihood(),
+            or_empty(row.live_bytes),
+            or_empty(row.live_bytes_error),
+            or_empty(row.age_seconds())
+        )
+        .map_err(OutputError::Write)?;
+    }
+    Ok(())
+}
+
+fn or_empty(number: Option<impl ToString>) -> String {
+    number.map_or_else(String::new, |number| number.to_string())
+}
+
+/// The columns that name a row.
+fn columns(by: By) -> &'static str {
+    match by {
+        By::Line => "file,line,function",
+        By::Function => "file,function",
+        // A reason stands in a column of its own where there is none for functions.
+        By::File => "file,function",
+        By::Module => "module,function",
+        By::Stack => "stack",
+        By::Type => "type",
+        By::Process => "pid,command",
+        By::Thread => "pid,thread,command",
+    }
+}
+
+/// Names rows.
+struct Names<'a> {
+    profile: &'a Profile,
+    by: By,
+    texts: Vec<String>,
+}
+
+impl<'a> Names<'a> {
+    fn new(profile: &'a Profile, by: By) -> Self {
+        Self { profile, by, texts: frame_texts(profile) }
+    }
+
+    /// The fields that name a row.
+    fn of(&self, key: &Key<'_>) -> String {
+        let process = |index: u32| self.profile.processes.get(index as usize);
+        let pid = |index| process(index).map_or(0, |process| process.pid);
+        let command = |index| quoted(process(index).map_or("", |process| &process.command)).into_owned();
+        match key {
+            Key::Line { file, line, function } => format!("{},{line},{}", quoted(file), quoted(function)),
+            Key::Function { file, function } => format!("{},{}", quoted(file), quoted(function)),
+            Key::File(file) => format!("{},", quoted(file)),
+            Key::Module(module) => format!("{},", quoted(module)),
+            Key::NoPython(reason) if self.by == By::Line => format!(",,{}", quoted(reason)),
+            Key::NoPython(reason) => format!(",{}", quoted(reason)),
+            Key::Stack(stack) => {
+                let frames: Vec<String> =
+                    stack_text(&self.texts, stack.to_vec()).map(|frame| frame.replace(';', ",")).collect();
+                quoted(&frames.join(";")).into_owned()
+            }
+            Key::Process(index) => format!("{},{}", pid(index.0), command(index.0)),
+            Key::Thread(index, thread) => format!("{},{thread},{}", pid(index.0), command(index.0)),
         }
-        Key::Process(index) => write!(writer, "{},{}", pid(index.0), command(index.0)),
-        Key::Thread(index, thread) => write!(writer, "{},{thread},{}", pid(index.0), command(index.0)),
-    }?;
-    writeln!(writer, ",{},{}", row.amount.bytes, row.amount.count)
+    }
 }
 
 /// A field in quotes where it needs them. What a spreadsheet would take for a formula gets a `'` before it.

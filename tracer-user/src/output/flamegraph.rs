@@ -82,7 +82,7 @@ pub fn write_difference(
 fn settings(options: Options) -> flamegraph::Options<'static> {
     let mut settings = flamegraph::Options::default();
     settings.bgcolors = Some(BackgroundColor::Flat(Color { r: 255, g: 255, b: 255 }));
-    settings.count_name = count_name(options.unit).to_owned();
+    settings.count_name = count_name(options).to_owned();
     settings.name_type = "Frame:".to_owned();
     settings.direction = if options.inverted { Direction::Inverted } else { Direction::Straight };
     settings.font_type = "monospace".to_owned();
@@ -95,10 +95,11 @@ fn settings(options: Options) -> flamegraph::Options<'static> {
     settings
 }
 
-fn count_name(unit: Unit) -> &'static str {
-    match unit {
-        Unit::Bytes => "bytes",
-        Unit::Count => "blocks",
+fn count_name(options: Options) -> &'static str {
+    match (options.metric, options.unit) {
+        (Metric::Retained, _) => "bytes/s",
+        (_, Unit::Bytes) => "bytes",
+        (_, Unit::Count) => "blocks",
     }
 }
 
@@ -117,19 +118,19 @@ fn draw(
         }
     })?;
     let svg = String::from_utf8_lossy(&svg);
-    humanise(&svg, options.unit, writer).map_err(OutputError::Write)
+    humanise(&svg, options, writer).map_err(OutputError::Write)
 }
 
 /// Rewrites hover texts from `f (1,234,567 bytes, 5.00%)` to `f (1.18 MiB, 5.00%)`; inferno knows plain numbers only.
-fn humanise(svg: &str, unit: Unit, writer: &mut dyn Write) -> io::Result<()> {
-    let marker = format!(" {},", count_name(unit));
+fn humanise(svg: &str, options: Options, writer: &mut dyn Write) -> io::Result<()> {
+    let marker = format!(" {},", count_name(options));
     let mut rest = svg;
     while let Some((before, title, after)) = next_title(rest) {
         writer.write_all(before.as_bytes())?;
         // The last parenthesis is inferno's; those of names come before it.
         let split = title.rfind('(').map(|start| title.split_at(start + 1));
         let parts = split.and_then(|(name, numbers)| Some((name, numbers.split_once(&marker)?)));
-        match parts.and_then(|(name, (number, share))| Some((name, human(number, unit)?, share))) {
+        match parts.and_then(|(name, (number, share))| Some((name, human(number, options)?, share))) {
             Some((name, number, share)) => write!(writer, "{name}{number},{share}")?,
             None => writer.write_all(title.as_bytes())?,
         }
@@ -145,12 +146,9 @@ fn next_title(svg: &str) -> Option<(&str, &str, &str)> {
     Some((&svg[..start], &svg[start..start + length], &svg[start + length..]))
 }
 
-fn human(number: &str, unit: Unit) -> Option<String> {
+fn human(number: &str, options: Options) -> Option<String> {
     let number = number.replace(',', "").parse().ok()?;
-    Some(match unit {
-        Unit::Bytes => text::bytes(number),
-        Unit::Count => text::blocks(number),
-    })
+    Some(summary::human(options.metric, options.unit, number))
 }
 
 /// The colour of every frame text.

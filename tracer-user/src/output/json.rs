@@ -10,22 +10,28 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 use super::{
     OutputError,
     aggregate::{By, Key, Report, Row, frame_texts, stack_text},
+    leaks::{LeakRow, Leaks},
     text::is_invisible,
 };
 use crate::profile::{
-    Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process, Residence, WindowSummary,
+    Amount, Cost, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Recording, Residence,
+    WindowSummary,
 };
 
 /// The version of the form.
 const SCHEMA: u32 = 1;
+/// The unit of flows and growth.
+const BYTES_PER_SECOND: &str = "bytes_per_second";
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct Document<'a, R> {
     schema: u32,
     metric: &'static str,
     unit: &'static str,
     by: &'static str,
-    total: Total,
+    /// Leaks have none: what grows and what shrinks is no whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Total>,
     mode: &'a str,
     /// `null` where it is not known.
     seen_fraction: Option<f64>,
@@ -33,10 +39,13 @@ struct Document<'a> {
     /// Budget mode: what the estimates stand on.
     #[serde(skip_serializing_if = "Option::is_none")]
     windows: Option<&'a WindowSummary>,
+    /// Leaks: how long was recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
     losses: &'a Losses,
     cost: &'a Cost,
     processes: Vec<JsonProcess<'a>>,
-    rows: Vec<JsonRow<'a>>,
+    rows: Vec<R>,
     /// Rows left out by `--top`.
     rows_omitted: usize,
 }
@@ -53,17 +62,31 @@ struct JsonProcess<'a> {
 #[derive(Serialize)]
 struct Total {
     bytes: u64,
-    count: u64,
+    /// `null` for a flow, of which blocks are not known.
+    count: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct JsonRow<'a> {
     #[serde(flatten)]
     key: JsonKey<'a>,
-    bytes: u64,
-    count: u64,
+    #[serde(flatten)]
+    amount: Total,
     /// Half the width of the 95 % interval; `null` where it is not known.
     bytes_error: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct JsonLeak<'a> {
+    #[serde(flatten)]
+    key: JsonKey<'a>,
+    growth_bytes_per_second: i64,
+    at_least_bytes_per_second: i64,
+    likelihood: f64,
+    /// `null` where it is not known what lives.
+    live_bytes: Option<u64>,
+    live_bytes_error: Option<u64>,
+    mean_age_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -84,26 +107,63 @@ enum JsonKey<'a> {
 /// # Errors
 /// When writing fails.
 pub fn write(report: &Report<'_>, top: Option<usize>, writer: &mut dyn Write) -> Result<(), OutputError> {
-    let recording = &report.profile.recording;
+    let Report { profile, metric, by, .. } = *report;
     let shown = top.unwrap_or(report.rows.len()).min(report.rows.len());
-    let texts = frame_texts(report.profile);
+    let texts = frame_texts(profile);
+    let unit = if metric == Metric::Retained { BYTES_PER_SECOND } else { report.unit.name() };
     let document = Document {
-        schema: SCHEMA,
-        metric: report.metric.name(),
-        unit: report.unit.name(),
-        by: report.by.name(),
-        total: Total { bytes: report.total.bytes, count: report.total.count },
-        mode: &recording.mode,
-        seen_fraction: (recording.mode != FOREIGN_MODE).then_some(recording.seen_fraction),
-        coverage: &recording.coverage,
-        windows: recording.windows.as_ref(),
-        losses: &recording.losses,
-        cost: &recording.cost,
-        processes: report.profile.processes.iter().map(json_process).collect(),
+        metric: metric.name(),
+        unit,
+        total: Some(total(metric, report.total)),
         rows: report.rows[..shown].iter().map(|row| json_row(report, &texts, row)).collect(),
         rows_omitted: report.rows.len() - shown,
+        ..about(profile, by)
     };
     write_document(&document, writer)
+}
+
+/// Writes the first `top` leaks, or all of them.
+///
+/// # Errors
+/// When writing fails.
+pub fn write_leaks(leaks: &Leaks<'_>, top: Option<usize>, writer: &mut dyn Write) -> Result<(), OutputError> {
+    let shown = top.unwrap_or(leaks.rows.len()).min(leaks.rows.len());
+    let texts = frame_texts(leaks.profile);
+    let document = Document {
+        metric: "growth",
+        unit: BYTES_PER_SECOND,
+        seconds: Some(leaks.seconds()),
+        rows: leaks.rows[..shown].iter().map(|row| json_leak(leaks, &texts, row)).collect(),
+        rows_omitted: leaks.rows.len() - shown,
+        ..about(leaks.profile, leaks.by)
+    };
+    write_document(&document, writer)
+}
+
+/// What a document says of the recording.
+fn about<R>(profile: &Profile, by: By) -> Document<'_, R> {
+    let Recording { mode, seen_fraction, coverage, windows, losses, cost, .. } = &profile.recording;
+    Document {
+        schema: SCHEMA,
+        metric: "",
+        unit: "",
+        by: by.name(),
+        total: None,
+        mode,
+        seen_fraction: (mode != FOREIGN_MODE).then_some(*seen_fraction),
+        coverage,
+        windows: windows.as_ref(),
+        seconds: None,
+        losses,
+        cost,
+        processes: profile.processes.iter().map(json_process).collect(),
+        rows: Vec::new(),
+        rows_omitted: 0,
+    }
+}
+
+fn total(metric: Metric, amount: Amount) -> Total {
+    Total { bytes: amount.bytes, count: (metric != Metric::Retained).then_some(amount.count) }
 }
 
 /// Writes any document with every character escaped that could steer a terminal.
@@ -122,24 +182,24 @@ fn json_process(process: &Process) -> JsonProcess<'_> {
 }
 
 fn json_row<'a>(report: &Report<'a>, texts: &'a [String], row: &'a Row<'a>) -> JsonRow<'a> {
-    let Amount { bytes, count } = row.amount;
-    let bytes_error = is_exact(report).then_some(0);
-    JsonRow { key: json_key(report, texts, &row.key), bytes, count, bytes_error }
+    let key = json_key(report.profile, report.by, texts, &row.key);
+    JsonRow { key, amount: total(report.metric, row.amount), bytes_error: row.bytes_error }
 }
 
-/// Whether nothing in the rows is an estimate: what was thinned out is scaled up in all metrics but `allocated`.
-fn is_exact(report: &Report<'_>) -> bool {
-    let recording = &report.profile.recording;
-    let thinned = recording.losses.thinned > 0 && report.metric != Metric::Allocated;
-    // What the kernel's page table has corrected is what lives in the end, of processes that could be compared.
-    let is_compared = |process: &Process| matches!(process.residence, Some(Residence::Compared { .. }));
-    let is_corrected = || report.metric == Metric::Live && report.profile.processes.iter().all(is_compared);
-    let mode_is_exact = recording.mode == "exact" || recording.mode == "growth" && is_corrected();
-    mode_is_exact && !thinned
+fn json_leak<'a>(leaks: &Leaks<'a>, texts: &'a [String], row: &'a LeakRow<'a>) -> JsonLeak<'a> {
+    JsonLeak {
+        key: json_key(leaks.profile, leaks.by, texts, &row.key),
+        growth_bytes_per_second: row.growth.bytes_per_second,
+        at_least_bytes_per_second: row.growth.at_least,
+        likelihood: row.growth.likelihood(),
+        live_bytes: row.live_bytes,
+        live_bytes_error: row.live_bytes_error,
+        mean_age_seconds: row.age_seconds(),
+    }
 }
 
-fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> JsonKey<'a> {
-    let process = |index: u32| report.profile.processes.get(index as usize);
+fn json_key<'a>(profile: &'a Profile, by: By, texts: &'a [String], key: &'a Key<'a>) -> JsonKey<'a> {
+    let process = |index: u32| profile.processes.get(index as usize);
     let who = |index| process(index).map_or((0, ""), |process| (process.pid, &*process.command));
     match key {
         Key::Line { file, line, function } => {
@@ -148,7 +208,7 @@ fn json_key<'a>(report: &Report<'a>, texts: &'a [String], key: &'a Key<'a>) -> J
         Key::Function { file, function } => JsonKey::Function { file: Some(file), function },
         Key::File(file) => JsonKey::File { file },
         Key::Module(module) => JsonKey::Module { module },
-        Key::NoPython(function) => match report.by {
+        Key::NoPython(function) => match by {
             By::Line => JsonKey::Line { file: None, line: None, function },
             By::Module => JsonKey::NoModule { module: None, file: None, function },
             _ => JsonKey::Function { file: None, function },

@@ -8,6 +8,7 @@ mod destination;
 pub mod flamegraph;
 pub mod folded;
 pub mod json;
+pub mod leaks;
 mod memory;
 pub mod module;
 pub mod speedscope;
@@ -37,6 +38,12 @@ pub enum OutputError {
     /// Types were asked for.
     #[error("the profile was recorded without types: use --by line or --by function")]
     NoTypes,
+    /// Leaks were asked for.
+    #[error("{why}")]
+    NoGrowth {
+        /// What does not know growth, and what to do.
+        why: String,
+    },
     /// A flame graph of nothing.
     #[error("nothing to draw: the profile holds no {metric} memory; choose another --metric")]
     NothingToDraw {

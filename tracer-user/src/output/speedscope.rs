@@ -57,8 +57,9 @@ pub fn write(
     unit: Unit,
     writer: &mut dyn Write,
 ) -> Result<(), OutputError> {
-    // What is not known would be a profile of zeros.
-    let known = || Metric::ALL.into_iter().filter(|metric| profile.knows(*metric));
+    // What is not known would be a profile of zeros, and of a flow no blocks are known.
+    let has_unit = move |metric: &Metric| *metric != Metric::Retained || unit == Unit::Bytes;
+    let known = || Metric::ALL.into_iter().filter(|metric| profile.knows(*metric)).filter(has_unit);
     let file = File {
         schema: "https://www.speedscope.app/file-format-schema.json",
         shared: Shared { frames: frames(profile) },

@@ -2,33 +2,42 @@
 //!
 //! What cannot be vouched for is said here too: coverage and every loss. It must not know any format.
 
-use super::{memory, text};
+use super::{leaks, memory, text};
 use crate::profile::{
-    Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Losses, Metric, Process, Profile, Recording,
-    Residence, Unit, WindowSummary,
+    Amount, BLOCKS_BEFORE_ARMED, Coverage, FOREIGN_MODE, Live, LiveBy, Losses, Metric, Process, Profile,
+    Recording, Residence, Unit, WindowSummary,
 };
 
 /// `peak 121.30 MiB in 10,050 blocks`.
-pub fn total(metric: Metric, amount: Amount) -> String {
-    format!("{metric} {} in {}", text::bytes(amount.bytes), text::blocks(amount.count))
+pub fn total(metric: Metric, sum: Amount) -> String {
+    format!("{metric} {}", amount(metric, sum))
+}
+
+/// `121.30 MiB in 10,050 blocks`, or `12.3 KiB/s` of a flow.
+pub fn amount(metric: Metric, amount: Amount) -> String {
+    match metric {
+        Metric::Retained => text::flow(amount.bytes),
+        _ => format!("{} in {}", text::bytes(amount.bytes), text::blocks(amount.count)),
+    }
+}
+
+/// One value of a metric in a unit.
+pub fn human(metric: Metric, unit: Unit, value: u64) -> String {
+    match (metric, unit) {
+        (Metric::Retained, _) => text::flow(value),
+        (_, Unit::Bytes) => text::bytes(value),
+        (_, Unit::Count) => text::blocks(value),
+    }
 }
 
 /// What `record` says at its end, a line each: totals, trust, cost.
 pub fn lines(profile: &Profile) -> Vec<String> {
     let recording = &profile.recording;
     let seconds = recording.duration_nanoseconds as f64 / 1e9;
-    let metrics = [Metric::Live, Metric::Peak, Metric::Allocated].into_iter();
-    let totals = metrics.filter(|metric| profile.knows(*metric)).map(|metric| {
-        let error = match metric {
-            Metric::Live if recording.live_bytes_error > 0 => {
-                format!(" (± {})", text::bytes(recording.live_bytes_error))
-            }
-            Metric::Peak if recording.losses.thinned > 0 => " (estimated)".to_owned(),
-            Metric::Allocated => recording.windows.as_ref().map(error_of_windows).unwrap_or_default(),
-            _ => String::new(),
-        };
-        total(metric, profile.total(metric)) + &error
-    });
+    let metrics = [Metric::Live, Metric::Peak, Metric::Allocated, Metric::Retained].into_iter();
+    let totals = metrics
+        .filter(|metric| profile.knows(*metric))
+        .map(|metric| total(metric, profile.total(metric)) + &error_of_total(profile, metric));
     let target = recording.cost.target_percent.map_or_else(
         || "cost to the target not measured".to_owned(),
         |percent| format!("cost {percent:.1} % of the target's time"),
@@ -44,17 +53,28 @@ pub fn lines(profile: &Profile) -> Vec<String> {
         format!("{}; {target}, tracer {:.1} % CPU", trust(profile), recording.cost.tracer_cpu_percent),
     ];
     lines.extend(recording.windows.iter().flat_map(|seen| windows(recording, seen)));
+    lines.extend(leaks::line(profile));
     lines.extend(profile.processes.iter().filter_map(residence));
     lines.extend(profile.processes.iter().filter_map(memory::line));
     lines.extend(unseen(profile).map(|(process, what)| format!("{process}: {what}")));
     lines
 }
 
-/// How far all that was allocated may be off.
-fn error_of_windows(windows: &WindowSummary) -> String {
-    windows.allocated_bytes_error.map_or_else(
+/// How far the sum of a metric may be off.
+fn error_of_total(profile: &Profile, metric: Metric) -> String {
+    let recording = &profile.recording;
+    let error = match (metric, &recording.windows) {
+        (Metric::Allocated, Some(windows)) => windows.allocated_bytes_error,
+        (_, Some(_)) if profile.estimates(metric) => profile.error(metric),
+        (Metric::Live, _) if recording.live_bytes_error > 0 => {
+            return format!(" (± {})", text::bytes(recording.live_bytes_error));
+        }
+        (Metric::Peak, _) if recording.losses.thinned > 0 => return " (estimated)".to_owned(),
+        _ => return String::new(),
+    };
+    error.map_or_else(
         || " (estimated from too few windows to say how well)".to_owned(),
-        |error| format!(" (± {}, estimated)", text::bytes(error)),
+        |error| format!(" (± {}, estimated)", human(metric, Unit::Bytes, error)),
     )
 }
 
@@ -73,13 +93,7 @@ fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
         ),
         (opened, _) => format!("estimated from {} windows", text::count(opened)),
     }];
-    if windows.is_live_by_pools() {
-        lines.push(format!(
-            "live and peak: pymalloc's blocks count for the stack that opened their pool; the peak is the highest of {} looks, at most {:.2} s apart",
-            text::count(windows.looks),
-            windows.longest_look_gap_nanoseconds as f64 / 1e9
-        ));
-    }
+    lines.extend(live_told_by(windows));
     lines.extend(windows.live_unknown.iter().map(|why| text::visible(why).into_owned()));
     if windows.full > 0 && !windows.is_live_by_pools() && windows.slowdown.is_none() {
         lines.push(
@@ -94,6 +108,27 @@ fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
     }
     lines.extend(windows.stopped.iter().map(|why| stopped(why)));
     lines
+}
+
+/// What is known of what lives, and by what; nothing where it is not and nothing stands in its place.
+fn live_told_by(windows: &WindowSummary) -> Option<String> {
+    match windows.live() {
+        Live::By(LiveBy::Pools) => Some(format!(
+            "live and peak: pymalloc's blocks count for the stack that opened their pool; the peak is the highest of {} looks, at most {:.2} s apart",
+            text::count(windows.looks),
+            windows.longest_look_gap_nanoseconds as f64 / 1e9
+        )),
+        Live::By(LiveBy::Survivors) => Some(format!(
+            "live: told by {} blocks that outlived the tail of their window, of {} windows; {} looks at which of them are gone",
+            text::count(windows.survivors),
+            text::count(windows.tails),
+            text::count(windows.looks)
+        )),
+        Live::Retained { .. } => Some(
+            "retained flow, bytes a second that outlive about a second, stands in live's place: see `--metric retained`".to_owned(),
+        ),
+        Live::Unknown { .. } => None,
+    }
 }
 
 fn stopped(why: &str) -> String {
@@ -139,21 +174,20 @@ fn unseen(profile: &Profile) -> impl Iterator<Item = (String, String)> {
 
 /// The heading of a flame graph: what widths stand for, and the total.
 pub fn title(profile: &Profile, metric: Metric, unit: Unit) -> String {
-    let amount = profile.total(metric);
-    let (bytes, blocks) = (text::bytes(amount.bytes), text::blocks(amount.count));
+    let sum = profile.total(metric);
+    let what = describe(metric);
     match unit {
-        Unit::Bytes => format!("{}: {bytes} in {blocks}", describe(metric)),
-        Unit::Count => format!("{}: {blocks} of {bytes}", describe(metric)),
+        Unit::Count if metric != Metric::Retained => {
+            format!("{what}: {} of {}", text::blocks(sum.count), text::bytes(sum.bytes))
+        }
+        _ => format!("{what}: {}", amount(metric, sum)),
     }
 }
 
 /// The heading of a differential flame graph.
 pub fn difference_title(profile: &Profile, base: &Profile, metric: Metric, unit: Unit) -> String {
     let (before, after) = (unit.of(base.total(metric)), unit.of(profile.total(metric)));
-    let human = |value| match unit {
-        Unit::Bytes => text::bytes(value),
-        Unit::Count => text::blocks(value),
-    };
+    let human = |value| human(metric, unit, value);
     let sign = if after >= before { '+' } else { '-' };
     let change = human(after.abs_diff(before));
     format!("{}: {} to {} ({sign}{change})", describe(metric), human(before), human(after))

@@ -110,6 +110,54 @@ pub fn bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
+/// Bytes a second: `12.3 KiB/s`; with a sign where it is below zero.
+pub fn rate(bytes_per_second: i64) -> String {
+    let sign = if bytes_per_second < 0 { "-" } else { "" };
+    let mut value = bytes_per_second.unsigned_abs() as f64;
+    if value < 1024.0 {
+        return format!("{sign}{value:.0} B/s");
+    }
+    let mut unit = "";
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    format!("{sign}{value:.1} {unit}/s")
+}
+
+/// An amount of a metric that is bytes a second.
+pub fn flow(bytes_per_second: u64) -> String {
+    rate(i64::try_from(bytes_per_second).unwrap_or(i64::MAX))
+}
+
+/// Half the width of an interval against its value, rounded up: `± 3.2 %`; `?` where it is not known.
+pub fn error(error: Option<u64>, value: u64) -> String {
+    let Some(error) = error else { return "?".to_owned() };
+    let percent = percent(error, value);
+    if percent < 10.0 {
+        format!("± {:.1} %", (percent * 10.0).ceil() / 10.0)
+    } else {
+        format!("± {:.0} %", percent.ceil())
+    }
+}
+
+/// A share of a million as percent, rounded down, so that 100 % means all of it.
+pub fn likelihood(millionths: u32) -> String {
+    format!("{}.{} %", millionths / 10_000, millionths / 1000 % 10)
+}
+
+/// A time as long as a person counts it: `12.3 s`, `5.0 min`, `2.5 h`.
+pub fn age(milliseconds: u64) -> String {
+    let seconds = milliseconds as f64 / 1e3;
+    match seconds {
+        ..120.0 => format!("{seconds:.1} s"),
+        ..7200.0 => format!("{:.1} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
 /// A number with its thousands apart: `10,050`.
 pub fn count(count: u64) -> String {
     indicatif::HumanCount(count).to_string()
@@ -123,4 +171,41 @@ pub fn blocks(number: u64) -> String {
 /// `part` of `whole` in percent.
 pub fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_signs_and_units() {
+        for (number, expected) in [
+            (0, "0 B/s"),
+            (-1023, "-1023 B/s"),
+            (12_595, "12.3 KiB/s"),
+            (-3 << 20, "-3.0 MiB/s"),
+            (i64::MIN, "-8.0 EiB/s"),
+        ] {
+            assert_eq!(rate(number), expected);
+        }
+        assert_eq!(flow(u64::MAX), "8.0 EiB/s");
+    }
+
+    #[test]
+    fn errors_are_rounded_up_and_likelihoods_down() {
+        assert_eq!(error(Some(0), 7), "± 0.0 %");
+        assert_eq!(error(Some(1001), 100_000), "± 1.1 %");
+        assert_eq!(error(Some(10_001), 100_000), "± 11 %");
+        assert_eq!(error(None, 7), "?");
+        assert_eq!(likelihood(999_999), "99.9 %");
+        assert_eq!(likelihood(1_000_000), "100.0 %");
+    }
+
+    #[test]
+    fn ages_are_counted_as_people_do() {
+        assert_eq!(
+            [age(0), age(12_345), age(300_000), age(9_000_000)],
+            ["0.0 s", "12.3 s", "5.0 min", "2.5 h"]
+        );
+    }
 }

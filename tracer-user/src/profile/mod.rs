@@ -268,6 +268,13 @@ impl Profile {
             && metric != Metric::Peak
     }
 
+    /// Half the width of the 95 % interval of a metric's bytes over all samples, where they were estimated and that is known.
+    pub fn error(&self, metric: Metric) -> Option<u64> {
+        let mut sum = ErrorSum::default();
+        self.samples.iter().for_each(|sample| sum.add(sample.error(metric), sample.amount(metric).bytes));
+        sum.half_width()
+    }
+
     /// Whether nothing was recorded: no sample holds a byte or a block in any metric.
     pub fn is_empty(&self) -> bool {
         self.samples.iter().all(|sample| sample.values == Values::default())

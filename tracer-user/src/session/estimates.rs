@@ -69,10 +69,13 @@ impl Sums {
     ) {
         one.correct(clock);
         tracing::debug!(pace = ?one.pace(), slowdown = ?one.slowdown(), "what windows say of a process");
+        // Nobody knows how far these are off: an interval of sampling alone would promise too much.
+        let has_errors = !one.has_unknown_pace();
         for (account, flow) in one.flows() {
             let (bytes, count) = (whole(flow.bytes.value()), whole(flow.count.value()));
             self.known.values.entry(account).or_default().allocated = Amount { bytes, count };
-            self.known.estimated.entry(account).or_default().allocated_bytes_error = error(flow.bytes);
+            self.known.estimated.entry(account).or_default().allocated_bytes_error =
+                error(flow.bytes).filter(|_| has_errors);
         }
         for (account, live, peak) in kept {
             let values = self.known.values.entry(account).or_default();

@@ -1,10 +1,19 @@
 //! Bytes that are no profile, or a damaged or malicious one: always an error with a reason, never a panic.
 
-use std::io::{Read, Write};
+use std::io::{Read, Write, sink};
 
-use alloctrace::profile::{
-    FOREIGN_MODE, FrameKind, Metric, Profile, ReadError,
-    pprof::{decode, encode},
+use alloctrace::{
+    output::{
+        aggregate::{By, aggregate},
+        json,
+        leaks::leaks,
+        summary,
+        table::{self, Layout},
+    },
+    profile::{
+        Estimated, FOREIGN_MODE, FrameKind, Growth, Metric, Profile, ReadError, Unit,
+        pprof::{decode, encode},
+    },
 };
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use proptest::prelude::*;
@@ -18,10 +27,10 @@ pub fn gzip(data: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// The example as uncompressed protobuf.
-fn plain() -> Vec<u8> {
+/// A profile as uncompressed protobuf.
+fn plain(profile: &Profile) -> Vec<u8> {
     let mut data = Vec::new();
-    GzDecoder::new(&*encode(&fixture::example()).unwrap()).read_to_end(&mut data).unwrap();
+    GzDecoder::new(&*encode(profile).unwrap()).read_to_end(&mut data).unwrap();
     data
 }
 
@@ -70,7 +79,7 @@ fn every_truncation_is_an_error() {
         assert!(decode(&file[..length]).is_err(), "first {length} bytes");
     }
     assert!(matches!(decode(&file[..file.len() / 2]), Err(ReadError::Truncated)));
-    let plain = plain();
+    let plain = plain(&fixture::example());
     for length in 0..plain.len() {
         // What is cut between two messages may still be a smaller profile.
         let _ = decode(&plain[..length]);
@@ -207,20 +216,68 @@ proptest! {
     }
 
     #[test]
-    fn changed_bytes_never_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
-        let mut data = plain();
+    fn changed_bytes_never_panic(
+        is_budget in any::<bool>(),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut data = plain(&if is_budget { fixture::budget() } else { fixture::example() });
         for (index, byte) in changes {
             let position = index.index(data.len());
             data[position] = byte;
         }
         if let Ok(profile) = decode(&data) {
-            // What opens can be shown.
-            for by in alloctrace::output::aggregate::By::ALL {
-                let report = alloctrace::output::aggregate::aggregate(&profile, by, Metric::Peak, Default::default());
-                if let Ok(report) = report {
-                    alloctrace::output::json::write(&report, None, &mut std::io::sink()).unwrap();
-                }
-            }
+            show_everything(&profile);
         }
     }
+}
+
+/// What opens can be shown.
+fn show_everything(profile: &Profile) {
+    let layout = Layout { top: 100, width: None };
+    for by in By::ALL {
+        for metric in [Metric::Peak, Metric::Live, Metric::Retained] {
+            if let Ok(report) = aggregate(profile, by, metric, Unit::Bytes) {
+                json::write(&report, None, &mut sink()).unwrap();
+                table::write(&report, layout, &mut sink()).unwrap();
+            }
+        }
+        if let Ok(leaks) = leaks(profile, by) {
+            json::write_leaks(&leaks, None, &mut sink()).unwrap();
+            table::write_leaks(&leaks, layout, &mut sink()).unwrap();
+        }
+    }
+    summary::lines(profile);
+}
+
+/// Figures at the ends of what 64 bits hold: sums saturate, and what cannot be true is not believed.
+#[test]
+fn estimates_beyond_reason_are_no_panic() {
+    let mut profile = fixture::budget();
+    for (number, sample) in profile.samples.iter_mut().enumerate() {
+        let sign = if number % 2 == 0 { i64::MIN } else { i64::MAX };
+        let growth = Growth { bytes_per_second: sign, at_least: sign, likelihood_ppm: u32::MAX };
+        let most = Some(u64::MAX);
+        sample.estimated = Some(Box::new(Estimated {
+            allocated_bytes_error: most,
+            live_bytes_error: most,
+            retained_bytes_per_second: most,
+            retained_error: most,
+            age_milliseconds: most,
+            growth: Some(growth),
+        }));
+    }
+    show_everything(&profile);
+    let read = decode(&encode(&profile).unwrap()).unwrap();
+    assert!(read.samples.iter().all(|sample| sample.estimated.as_deref() == Some(&Estimated::default())));
+}
+
+/// Samples of a file written before there were estimates have none, and nor has one whose labels another tool dropped.
+#[test]
+fn a_budget_recording_without_estimates_has_no_errors() {
+    let mut profile = fixture::budget();
+    profile.samples.iter_mut().for_each(|sample| sample.estimated = None);
+    let read = decode(&encode(&profile).unwrap()).unwrap();
+    assert_eq!(read, profile);
+    let report = aggregate(&read, By::Line, Metric::Live, Unit::Bytes).unwrap();
+    assert!(report.rows.iter().all(|row| row.bytes_error.is_none()));
 }

@@ -1,8 +1,8 @@
 //! Profiles that tests are made of: a small realistic one, and one full of hostile names.
 
 use alloctrace::profile::{
-    Amount, Cost, Coverage, Domain, Frame, FrameId, FrameKind, Losses, Process, ProcessIndex, Profile,
-    Recording, Sample, Values,
+    Amount, Cost, Coverage, Domain, Estimated, Frame, FrameId, FrameKind, Growth, LiveBy, Losses, Process,
+    ProcessIndex, Profile, Recording, Sample, Values, WindowSummary,
 };
 
 /// Builds a profile from frames and stacks.
@@ -102,6 +102,54 @@ pub fn example() -> Profile {
     build.sample(worker, 4712, &[module, serve, dispatch, loads, decode, scan], 1_750_000, 21_001);
     build.sample(worker, 4712, &[start_up], 340_000, 2_400);
     build.build()
+}
+
+/// The example as budget mode sees a process that runs for two minutes: `get_lessons` leaks, `loads` swings, one stack was seen
+/// by too few windows.
+pub fn budget() -> Profile {
+    let mut profile = example();
+    let recording = &mut profile.recording;
+    (recording.mode, recording.default_metric) = ("budget".to_owned(), "live".to_owned());
+    (recording.seen_fraction, recording.duration_nanoseconds) = (0.0123, 121_000_000_000);
+    recording.coverage = Coverage::Unmeasured { unmeasured: "blocks are counted in windows only".to_owned() };
+    recording.losses = Losses::default();
+    recording.cost = Cost { target_percent: Some(0.8), tracer_cpu_percent: 0.4 };
+    recording.windows = Some(WindowSummary {
+        opened: 80,
+        full: 43,
+        tails: 41,
+        knows_live: true,
+        live_by: LiveBy::Survivors,
+        survivors: 5210,
+        looks: 118,
+        allocated_bytes_error: Some(1_100_000),
+        ..WindowSummary::default()
+    });
+    let grows =
+        |bytes_per_second, at_least, likelihood_ppm| Growth { bytes_per_second, at_least, likelihood_ppm };
+    let growth = [
+        Some(grows(12_595, 9_318, 999_912)),
+        Some(grows(210, -95, 871_000)),
+        Some(grows(-512, -2_048, 420_000)),
+        None,
+        Some(grows(40, 3, 991_200)),
+    ];
+    for (number, sample) in profile.samples.iter_mut().enumerate() {
+        let Values { allocated, live, .. } = sample.values;
+        // Windows saw too little of one stack of each size.
+        let few = matches!(number, 3 | 5);
+        let error = |bytes: u64, part| (!few).then_some(bytes / part);
+        (sample.values.peak, sample.values.temporary) = Default::default();
+        sample.estimated = Some(Box::new(Estimated {
+            allocated_bytes_error: error(allocated.bytes, 8),
+            live_bytes_error: error(live.bytes, 5),
+            retained_bytes_per_second: Some(live.bytes / 121),
+            retained_error: error(live.bytes / 121, 6),
+            age_milliseconds: Some(30_000 + 1_000 * number as u64),
+            growth: growth.get(number).copied().flatten(),
+        }));
+    }
+    profile
 }
 
 /// Every name is made to break some format.

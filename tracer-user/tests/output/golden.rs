@@ -8,7 +8,9 @@ use alloctrace::{
     output::{
         OutputError,
         aggregate::{By, aggregate},
-        csv, flamegraph, folded, json, speedscope,
+        csv, flamegraph, folded, json,
+        leaks::leaks,
+        speedscope,
         table::{self, Layout},
     },
     profile::{Metric, Unit},
@@ -101,4 +103,35 @@ fn hostile_names_as_tables_and_csv() {
     check("hostile.txt", |writer| table::write(&report, layout, writer));
     check("hostile.csv", |writer| csv::write(&report, None, writer));
     check("hostile.folded", |writer| folded::write(&profile, Metric::Peak, Unit::Bytes, writer));
+}
+
+/// Errors beside bytes, and a flow, which has no blocks.
+#[test]
+fn estimates_in_every_format() {
+    let profile = fixture::budget();
+    let layout = Layout { top: 6, width: None };
+    for (metric, by) in
+        [(Metric::Live, By::Line), (Metric::Allocated, By::Stack), (Metric::Retained, By::Function)]
+    {
+        let report = aggregate(&profile, by, metric, Unit::Bytes).unwrap();
+        check(&format!("budget.{metric}.txt"), |writer| table::write(&report, layout, writer));
+        check(&format!("budget.{metric}.json"), |writer| json::write(&report, None, writer));
+        check(&format!("budget.{metric}.csv"), |writer| csv::write(&report, None, writer));
+    }
+    check("budget.retained.folded", |writer| folded::write(&profile, Metric::Retained, Unit::Bytes, writer));
+    let options = flamegraph::Options { metric: Metric::Retained, unit: Unit::Bytes, inverted: false };
+    check("budget.retained.svg", |writer| flamegraph::write(&profile, options, writer));
+}
+
+#[test]
+fn leaks_in_every_format() {
+    let profile = fixture::budget();
+    for by in [By::Line, By::Function, By::Stack, By::Process] {
+        let leaks = leaks(&profile, by).unwrap();
+        let layout = Layout { top: 3, width: None };
+        check(&format!("leaks.{by}.txt"), |writer| table::write_leaks(&leaks, layout, writer));
+    }
+    let leaks = leaks(&profile, By::Line).unwrap();
+    check("leaks.json", |writer| json::write_leaks(&leaks, Some(3), writer));
+    check("leaks.csv", |writer| csv::write_leaks(&leaks, None, writer));
 }

@@ -7,6 +7,7 @@
 
 mod damaged;
 mod destination;
+mod estimates;
 mod fixture;
 mod golden;
 mod hostile;

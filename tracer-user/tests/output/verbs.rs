@@ -13,37 +13,37 @@ use tempfile::{TempDir, tempdir};
 use crate::{damaged::gzip, fixture};
 
 /// A folder with `example.pb.gz` and `empty.pb.gz` in it.
-struct Folder(TempDir);
+pub struct Folder(TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = Self(tempdir().unwrap());
         folder.save("example.pb.gz", &fixture::example());
         folder.save("empty.pb.gz", &Profile { samples: Vec::new(), ..fixture::example() });
         folder
     }
 
-    fn save(&self, name: &str, profile: &Profile) {
+    pub fn save(&self, name: &str, profile: &Profile) {
         fs::write(self.path(name), pprof::encode(profile).unwrap()).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn run(&self, arguments: &[&str]) -> Assert {
+    pub fn run(&self, arguments: &[&str]) -> Assert {
         cargo_bin_cmd!("alloctrace").current_dir(self.0.path()).args(arguments).assert()
     }
 
     /// Runs, and returns standard output.
     #[track_caller]
-    fn output(&self, arguments: &[&str]) -> String {
+    pub fn output(&self, arguments: &[&str]) -> String {
         String::from_utf8(self.run(arguments).success().stderr("").get_output().stdout.clone()).unwrap()
     }
 
     /// Fails with `status`, with nothing on standard output, and returns its one line of error.
     #[track_caller]
-    fn error(&self, arguments: &[&str], status: i32) -> String {
+    pub fn error(&self, arguments: &[&str], status: i32) -> String {
         let assert = self.run(arguments).code(status);
         assert!(assert.get_output().stdout.is_empty());
         let text = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
@@ -53,7 +53,7 @@ impl Folder {
     }
 }
 
-fn golden(name: &str) -> String {
+pub fn golden(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/output").join(name)).unwrap()
 }
 
