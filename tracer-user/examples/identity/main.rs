@@ -93,13 +93,15 @@ impl Measurement {
     /// Follow some of the window's blocks that live; spread over the whole window.
     fn take(&mut self, numbers: Range<u64>, tail_ms: u64) -> Result<()> {
         let first = self.samples.len();
+        let addresses = self.oracle.addresses(numbers.clone())?;
         let count = numbers.end.saturating_sub(numbers.start).max(1);
         for step in 0..count.min(SEARCHED) {
             if self.samples.len() == first + FOLLOWED {
                 break;
             }
             let number = numbers.start + step * SCATTER % count;
-            let found = self.oracle.at(self.oracle.address_of(number)?)?;
+            let address = usize::try_from(number - numbers.start).ok().and_then(|place| addresses.get(place));
+            let found = self.oracle.at(address.copied().unwrap_or(0))?;
             if let Some(then) = found.filter(|found| found.number == number && found.is_live) {
                 self.follow(then, tail_ms)?;
             }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -52,9 +53,21 @@ impl Oracle {
         self.word(16)
     }
 
-    /// Where the allocation of this number was, if it is one of the latest million.
-    pub fn address_of(&self, number: u64) -> io::Result<u64> {
-        self.word(HEADER_BYTES + number % RECENT * 8)
+    /// Where the allocations of these numbers were, as far as they are among the latest million.
+    pub fn addresses(&self, numbers: Range<u64>) -> io::Result<Vec<u64>> {
+        let first = numbers.start.max(numbers.end.saturating_sub(RECENT));
+        let mut addresses = Vec::new();
+        // The table of the latest is a ring.
+        for part in [
+            first..numbers.end.min(first.next_multiple_of(RECENT)),
+            first.next_multiple_of(RECENT)..numbers.end,
+        ] {
+            let mut bytes = vec![0; part.end.saturating_sub(part.start) as usize * 8];
+            self.0.read_exact_at(&mut bytes, HEADER_BYTES + part.start % RECENT * 8)?;
+            let (words, _) = bytes.as_chunks::<8>();
+            addresses.extend(words.iter().map(|word| u64::from_le_bytes(*word)));
+        }
+        Ok(addresses)
     }
 
     /// What has the address now, or had it last.

@@ -12,9 +12,10 @@ use rustc_hash::FxHashMap;
 
 use super::survivors::{Origin, Place, Survivor};
 
-/// When a window's blocks are looked at, after its end. What lives for a request is free at most of these, what lives longer at none.
+/// When a window's blocks are looked at, after its end: at once, for whoever is gone before the first look and has been replaced is never
+/// found out. What lives for a request is free at some of these, what lives longer at none.
 pub const LOOKS: [Duration; 8] = [
-    Duration::from_millis(1),
+    Duration::ZERO,
     Duration::from_millis(10),
     Duration::from_millis(30),
     Duration::from_millis(60),
@@ -165,6 +166,8 @@ impl<K: Copy + Eq + Hash, W: Words> Waiting<K, W> {
         for (place, candidate) in blocks {
             self.counts.told += 1;
             self.handed_out(place);
+            // The bound may have thinned the window meanwhile.
+            let thinning = self.windows.get(&number).map_or(thinning, |window| window.thinning);
             if !is_drawn(place, number, self.salt, thinning) {
                 self.counts.thinned += 1;
                 continue;

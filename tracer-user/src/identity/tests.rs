@@ -1,6 +1,6 @@
 //! Blocks written by hand as CPython lays them out.
 
-use super::{COMPARED_BYTES, Depth, Identity, Kind, PythonType, TYPE_BYTES, is_type};
+use super::{COMPARED_BYTES, Depth, Identity, Kind, Likeness, PythonType, TYPE_BYTES, is_type};
 use crate::discover::layout::layout;
 
 const STR: u64 = 0x5000;
@@ -9,8 +9,11 @@ const TUPLE: u64 = 0x5200;
 const POINT: u64 = 0x5300;
 const MODEL: u64 = 0x5400;
 const TYPE: u64 = 0x5500;
+const DICT: u64 = 0x5600;
+const LIST: u64 = 0x5700;
+const FLOAT: u64 = 0x5800;
 
-/// Flags as in Include/object.h: HEAPTYPE 9, HAVE_GC 14, MANAGED_DICT 4, LONG 24, TUPLE 26, UNICODE 28.
+/// Flags as in Include/object.h: HEAPTYPE 9, HAVE_GC 14, MANAGED_DICT 4, LONG 24, LIST 25, TUPLE 26, DICT 29, UNICODE 28.
 fn find(address: u64) -> Option<PythonType> {
     let (basic_size, flags) = match address {
         // sizeof(PyUnicodeObject), more than a short compact string has.
@@ -19,6 +22,9 @@ fn find(address: u64) -> Option<PythonType> {
         TUPLE => (24, 1 << 26 | 1 << 14),
         POINT => (32, 1 << 9),
         MODEL => (24, 1 << 9 | 1 << 14 | 1 << 4),
+        DICT => (48, 1 << 29 | 1 << 14),
+        LIST => (40, 1 << 25 | 1 << 14),
+        FLOAT => (24, 0),
         _ => return None,
     };
     Some(PythonType { metatype: TYPE, name: 1, basic_size, item_size: 0, flags })
@@ -170,4 +176,63 @@ fn what_cannot_be_a_type_is_not_parsed() {
     assert!(PythonType::parse(&bytes[..TYPE_BYTES - 1]).is_none());
     bytes[39] = 1;
     assert!(PythonType::parse(&bytes).is_none());
+}
+
+fn likeness(minor: u8, words: &[u64]) -> Likeness {
+    Likeness::of(&block(words), layout(3, minor).unwrap(), &mut find)
+}
+
+/// Whether the second may be what has become of the first, made and in the making.
+#[track_caller]
+fn may_be(before: &[u64], now: &[u64]) -> (bool, bool) {
+    let (before, now) = (likeness(12, before), likeness(12, now));
+    (before.may_be(&now), before.may_become(&now))
+}
+
+#[test]
+fn a_dictionary_that_is_written_to_is_the_same() {
+    // Links, count, type, used, version, table, values.
+    let dict = |count, used, version, keys| [0x111, 0x222, count, DICT, used, version, keys, 0];
+    let before = dict(1, 3, 50, 0x9000);
+    assert_eq!(may_be(&before, &dict(2, 5, 77, 0x9000)), (true, true));
+    assert_eq!(may_be(&before, &dict(1, 6, 78, 0x9900)), (true, true)); // has grown
+    assert_eq!(may_be(&before, &dict(1, 3, 78, 0x9900)), (false, true));
+    assert_eq!(may_be(&before, &dict(0, 3, 78, 0x9900)), (true, true)); // on a free list
+    assert_eq!(may_be(&before, &[0x111, 0x222, 1, LIST, 3, 50, 0x9000, 0]), (false, false));
+}
+
+#[test]
+fn a_list_is_its_items_or_longer() {
+    let list = |size, items| [0x111, 0x222, 1, LIST, size, items, 8, 0];
+    assert_eq!(may_be(&list(3, 0x9000), &list(1, 0x9000)), (true, true));
+    assert_eq!(may_be(&list(3, 0x9000), &list(9, 0x9900)), (true, true));
+    assert_eq!(may_be(&list(3, 0x9000), &list(2, 0x9900)), (false, true));
+}
+
+#[test]
+fn fields_change_one_by_one() {
+    let point = |fields: [u64; 6]| [&[1, POINT][..], &fields].concat();
+    let before = point([5, 6, 7, 8, 9, 10]);
+    assert_eq!(may_be(&before, &point([5, 6, 77, 8, 9, 10])), (true, true));
+    assert_eq!(may_be(&before, &point([55, 66, 7, 8, 9, 10])), (false, true));
+    assert_eq!(may_be(&[1, FLOAT, 0x3ff0, 0], &[1, FLOAT, 0x3ff1, 0]), (false, true));
+}
+
+#[test]
+fn what_has_no_type_yet_may_become_anything() {
+    let raw = [0x7f00_0000_9000, 0x7f00_0000_9100, 0, 0];
+    assert_eq!(may_be(&raw, &[1, FLOAT, 0x3ff0, 0]), (false, true));
+    let word = string(1, u64::MAX, b"identity");
+    assert_eq!(may_be(&word, &string(2, 77, b"identity")), (true, true));
+    assert_eq!(may_be(&word, &string(1, u64::MAX, b"another.")), (false, false));
+}
+
+#[test]
+fn counts_of_3_14_have_flags_above_them() {
+    let flagged = [1 << 48 | 1, FLOAT, 0x3ff0, 0];
+    assert_eq!((likeness(14, &flagged).kind(), likeness(13, &flagged).kind()), (Kind::Plain, Kind::Untyped));
+    // And tuples a hash before their items.
+    let tuple = |hash, item| [0, 0, 1, TUPLE, 1, hash, item, 0];
+    assert!(likeness(14, &tuple(u64::MAX, 0x9000)).may_be(&likeness(14, &tuple(77, 0x9000))));
+    assert!(!likeness(14, &tuple(77, 0x9000)).may_be(&likeness(14, &tuple(77, 0x9008))));
 }

@@ -10,6 +10,7 @@ mod pools;
 mod stacks;
 mod support;
 mod survey;
+mod survivors;
 mod walk;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "layout", check: layout::check, applies: |i| i.headers.is_some() },
     Comparison { name: "lines", check: lines::check, applies: |_| true },
     Comparison { name: "stacks", check: stacks::check, applies: |_| true },
+    Comparison { name: "survivors", check: survivors::check, applies: |_| true },
     Comparison { name: "survey", check: survey::check, applies: |_| true },
     Comparison { name: "walk", check: walk::check, applies: |_| true },
     Comparison { name: "pools_small", check: pools::check_small, applies: |_| true },

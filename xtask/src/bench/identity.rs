@@ -3,6 +3,7 @@
 //! Programs run under the reuse oracle, a library that records every allocation from inside; `tracer-user/examples/identity` looks at their blocks from
 //! outside, as budget mode does, and counts what it was told against that truth. What follows from it is in docs/decisions/0024-identity.md.
 
+mod looks;
 mod program;
 mod table;
 
@@ -11,6 +12,7 @@ use crate::command::{Invocation, Machine, Runner as _};
 use crate::{setup, workspace};
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
+use looks::Looked;
 use program::{Oracle, Program};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,9 @@ pub struct Args {
     /// Only this program; may be given more than once
     #[arg(long)]
     only: Vec<Program>,
+    /// Follow blocks as budget mode does: count freed ones that are still taken for alive after its looks, and living ones that are lost
+    #[arg(long)]
+    looks: bool,
     /// Keep all counts in this file, as JSON
     #[arg(long)]
     output: Option<PathBuf>,
@@ -36,15 +41,21 @@ pub struct Args {
 
 /// Measure and print. There is nothing to judge: what can be told is told.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let example = build_example()?;
+    let example = build_example(if args.looks { "survivors" } else { "identity" })?;
     let oracle = Oracle::build(&Machine)?;
     let programs = if args.only.is_empty() { Program::value_variants().to_vec() } else { args.only.clone() };
-    let mut counted = Vec::new();
+    let (mut counted, mut looked) = (Vec::new(), Vec::new());
     for (python, minor) in pythons()? {
         for program in &programs {
             let label = format!("{}, 3.{minor}", program.label());
             let running = program.start(&python, &oracle).with_context(|| label.clone())?;
-            let counts = Counted::parse(&label, &measured(&example, &running, minor, args.windows)?)?;
+            let text = measured(&example, &running, minor, args.windows)?;
+            if args.looks {
+                looked.push(Looked::parse(&label, &text)?);
+                running.end().with_context(|| label.clone())?;
+                continue;
+            }
+            let counts = Counted::parse(&label, &text)?;
             ensure!(
                 counts.lost == 0,
                 "{label}: {} allocations had no room in the oracle's table",
@@ -56,19 +67,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     if let Some(path) = &args.output {
-        let rows: Vec<serde_json::Value> = counted.iter().map(Counted::to_json).collect();
+        let looked = looked.iter().map(Looked::to_json);
+        let rows: Vec<serde_json::Value> = counted.iter().map(Counted::to_json).chain(looked).collect();
         fs::write(path, serde_json::Value::from(rows).to_string())
             .with_context(|| format!("failed to write `{}`", path.display()))?;
     }
-    println!("{}", table::text(&counted));
+    println!("{}", if args.looks { looks::text(&looked) } else { table::text(&counted) });
     Ok(ExitCode::SUCCESS)
 }
 
-fn build_example() -> Result<PathBuf> {
+fn build_example(name: &str) -> Result<PathBuf> {
     let cargo = Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    let words = ["build", "--quiet", "--locked", "--package", "alloctrace", "--example", "identity"];
+    let words = ["build", "--quiet", "--locked", "--package", "alloctrace", "--example", name];
     Machine.output(&cargo.args(words).directory(workspace::root()))?;
-    Ok(workspace::root().join("target/debug/examples/identity"))
+    Ok(workspace::root().join("target/debug/examples").join(name))
 }
 
 /// Interpreters with what the programs import, and their minor versions.
