@@ -60,7 +60,9 @@ pub enum Watch {
     Mallocs,
     /// Openings of pools alone.
     Pools,
-    /// Openings of pools, and those pops that are hit so seldom that they can be armed all the time beside windows: what they see counts outside of them too.
+    /// Those of them of which a window takes its turn, and openings of pools: of a process that ran already these are too many to be armed all the time.
+    Turn,
+    /// Those pops that are hit so seldom that they can be armed all the time beside windows: what they see counts outside of them too.
     Cold,
     /// All others: blocks of pools that are open leave and come back.
     Blocks,
@@ -123,7 +125,7 @@ impl Watch {
     /// Whether [`Pops`] says which of a plan's pops are armed.
     #[must_use]
     pub const fn draws_pops(self) -> bool {
-        matches!(self, Self::Allocations | Self::Pops | Self::Cold)
+        matches!(self, Self::Allocations | Self::Pops | Self::Cold | Self::Turn)
     }
 
     /// Pops of a plan: what may be drawn from.
@@ -147,7 +149,8 @@ impl Watch {
             Self::Mallocs => !is_end && matches!(kind, PointKind::Malloc(_)),
             Self::Pools => is_rare && !matches!(kind, PointKind::Malloc(_)),
             Self::Kept => is_rare,
-            Self::Cold => is_pop(kind) || is_rare && !matches!(kind, PointKind::Malloc(_)),
+            Self::Cold => is_pop(kind),
+            Self::Turn => !is_end && !matches!(kind, PointKind::Malloc(_)),
             Self::Blocks => !is_rare,
             Self::Pops => !is_rare && !is_end,
         }

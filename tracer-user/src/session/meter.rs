@@ -45,8 +45,19 @@ pub struct Did {
     pub mallocs: u64,
     /// Openings of pools.
     pub pools: u64,
-    /// Blocks at points that are armed all the time, openings of pools among them.
+    /// Blocks at points that are armed all the time.
     pub kept: u64,
+}
+
+/// Events that are rare beside the others and are watched all the time, where that fits: by them it is known how much of its work a process got done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Events {
+    /// Blocks at points that are hit seldom.
+    Kept,
+    /// Openings of pools.
+    Pools,
+    /// And calls of malloc.
+    PoolsAndMallocs,
 }
 
 impl Did {
@@ -74,11 +85,13 @@ impl Did {
         }
     }
 
-    /// Events that are rare beside the others: they are watched all the time where that fits.
-    pub const fn rare(&self, with_malloc: bool) -> u64 {
-        // Of a command openings of pools are, of a process that ran already they are among the kept ones.
-        let kept = if self.kept > self.pools { self.kept } else { self.pools };
-        if with_malloc { self.mallocs + kept } else { kept }
+    /// The events that tell how much was done.
+    pub const fn events(&self, by: Events) -> u64 {
+        match by {
+            Events::Kept => self.kept,
+            Events::Pools => self.pools,
+            Events::PoolsAndMallocs => self.pools + self.mallocs,
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::SessionError;
-use super::meter::Meter;
+use super::meter::{Events, Meter};
 use super::target::Traced;
 use crate::attach::{Armed, Kernel, Pops, Watch};
 use crate::budget::governor::Window;
@@ -54,19 +54,19 @@ pub fn wait_for_events(
     kernel: &Kernel,
     running: &[&Traced],
     events: u64,
-    with_malloc: bool,
+    by: Events,
 ) -> Result<(), SessionError> {
     const LONGEST: Duration = Duration::from_millis(250);
     let (before, end) = (read(kernel, running)?, Instant::now() + LONGEST);
-    while Instant::now() < end && rare(&read(kernel, running)?, &before, with_malloc) < events {
+    while Instant::now() < end && sum(&read(kernel, running)?, &before, by) < events {
         std::thread::sleep(LOOK);
     }
     Ok(())
 }
 
-/// The rare events of all of them.
-pub fn rare(now: &[Meter], before: &[Meter], with_malloc: bool) -> u64 {
-    now.iter().zip(before).map(|(now, before)| now.since(before).rare(with_malloc)).sum()
+/// The events of all of them.
+fn sum(now: &[Meter], before: &[Meter], by: Events) -> u64 {
+    now.iter().zip(before).map(|(now, before)| now.since(before).events(by)).sum()
 }
 
 /// Waits until a window is over, or has seen what it may: so many traps, or so many of the rare events. `meanwhile` is called now and then.
@@ -75,7 +75,7 @@ pub fn wait(
     chosen: &[&Traced],
     before: &[Meter],
     window: Window,
-    (events, with_malloc): (u64, bool),
+    (events, by): (u64, Events),
     mut meanwhile: impl FnMut(&Kernel) -> Result<(), SessionError>,
 ) -> Result<(), SessionError> {
     let end = Instant::now() + window.length;
@@ -87,7 +87,7 @@ pub fn wait(
         std::thread::sleep(left.min(LOOK));
         let now = read(kernel, chosen)?;
         let traps: u64 = now.iter().zip(before).map(|(now, before)| now.since(before).traps).sum();
-        if traps >= window.traps || rare(&now, before, with_malloc) >= events {
+        if traps >= window.traps || sum(&now, before, by) >= events {
             return Ok(());
         }
         meanwhile(kernel)?;

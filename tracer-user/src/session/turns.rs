@@ -12,6 +12,8 @@ use crate::budget::rotation::{cold, turns};
 
 /// How much of what earlier windows saw of a point counts beside a new one.
 const KEEP: f64 = 0.95;
+/// Hits that may have been missed: of a point that no window saw it is not known that it is never hit.
+const UNSEEN: f64 = 0.02;
 /// Least of the target's time that hits are divided by, in seconds: a window in which no event came stands for some time.
 const LEAST_SECONDS: f64 = 1e-4;
 
@@ -177,7 +179,7 @@ impl Plan {
     }
 
     fn rates(&self) -> Vec<f64> {
-        self.hits.iter().map(|(hits, seconds)| hits / seconds.max(LEAST_SECONDS)).collect()
+        self.hits.iter().map(|(hits, seconds)| (hits + UNSEEN) / seconds.max(LEAST_SECONDS)).collect()
     }
 
     /// Whether to arm these all the time is worth the price of arming them.

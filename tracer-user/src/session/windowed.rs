@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::meter::{Did, Events, Meter, TRAP_NANOSECONDS, TrapClock};
 use super::sampled::Scales;
-use super::meter::{Did, Meter, TRAP_NANOSECONDS, TrapClock};
 use crate::attach::Watch;
 use crate::budget::flows::{Flow, Flows, Taken, View};
 use crate::budget::governor::ProcessSeen;
@@ -25,6 +25,7 @@ pub struct Windowed {
     malloc: Flows<u32>,
     /// Pymalloc's again, where the rare events are watched all the time.
     strata: Strata<u32>,
+    is_by_kept: bool,
     /// They are no longer.
     has_left_strata: bool,
     /// What windows saw since this was last asked: it is in what comes next once more.
@@ -88,8 +89,11 @@ pub enum Whole {
 
 impl Windowed {
     /// Begins now.
-    pub fn new(at: Meter) -> Self {
+    ///
+    /// `is_by_kept`: it ran already, and how much of its work it got done is told by points that are armed all the time.
+    pub fn new(at: Meter, is_by_kept: bool) -> Self {
         Self {
+            is_by_kept,
             pymalloc: Flows::default(),
             malloc: Flows::default(),
             strata: Strata::default(),
@@ -131,7 +135,7 @@ impl Windowed {
         self.follow_load(progress, passed, did.cpu.as_secs_f64() - progress);
         let outside = did.without(std::mem::take(&mut self.booked));
         let seconds = did.cpu.as_secs_f64();
-        let events = outside.rare(!matches!(whole, Whole::Pools | Whole::Blocks)) as f64;
+        let events = outside.events(self.by(!matches!(whole, Whole::Pools | Whole::Blocks))) as f64;
         if matches!(whole, Whole::Everything | Whole::Blocks) {
             self.note_armed(seconds, did);
             self.pymalloc.full(progress, values(rows, false));
@@ -157,8 +161,9 @@ impl Windowed {
         let (traps, seconds) = (outside.traps, outside.cpu.as_secs_f64());
         let programs = traps as f64 * clock.run_seconds();
         let seen = |events| Seen { events, traps, seconds, programs };
+        let by = self.by(false);
         let [by_mallocs, by_pools] = &mut self.paces;
-        by_pools.alone(&seen(outside.rare(false)));
+        by_pools.alone(&seen(outside.events(by)));
         if whole == Whole::Rare {
             by_mallocs.alone(&seen(outside.mallocs));
         }
@@ -173,6 +178,14 @@ impl Windowed {
     /// From now on nothing is watched all the time: windows are weighed by time, and always were beside.
     pub fn leave_strata(&mut self) {
         self.has_left_strata = true;
+    }
+
+    fn by(&self, with_malloc: bool) -> Events {
+        match (self.is_by_kept, with_malloc) {
+            (true, _) => Events::Kept,
+            (false, false) => Events::Pools,
+            (false, true) => Events::PoolsAndMallocs,
+        }
     }
 
     fn has_strata(&self) -> bool {
@@ -200,7 +213,7 @@ impl Windowed {
     /// It has ended: what it did in its last moment cost something. `now`: without the CPU time, which nobody knows any more.
     pub fn end(&mut self, now: Meter, with_malloc: bool) {
         let outside = self.look(now).without(std::mem::take(&mut self.booked));
-        self.strata.pass(outside.rare(with_malloc) as f64, []);
+        self.strata.pass(outside.events(self.by(with_malloc)) as f64, []);
         self.is_over = true;
     }
 
@@ -252,8 +265,9 @@ impl Windowed {
         let (Some(weight), progress) = (span.weight(), span.natural() * utilisation) else { return };
         let view = View { weight, progress, tail: false };
         let has_malloc = keeps_malloc || watch != Watch::Pops;
+        let by = self.by(false);
         for (pace, events) in
-            self.paces.iter_mut().zip([did.mallocs, did.rare(false)]).skip(usize::from(!has_malloc))
+            self.paces.iter_mut().zip([did.mallocs, did.events(by)]).skip(usize::from(!has_malloc))
         {
             if is_full {
                 pace.full(weight, progress, &seen(events));
@@ -268,10 +282,10 @@ impl Windowed {
         }
         let flows = if is_full { &mut self.pymalloc } else { &mut self.malloc };
         flows.window(view, values(rows, !is_full));
-        if watch == Watch::Pops {
-            self.strata.window(did.rare(keeps_malloc) as f64, strata_rows(rows));
+        if watch.draws_pops() && watch != Watch::Allocations {
+            self.strata.window(did.events(self.by(keeps_malloc)) as f64, strata_rows(rows));
         } else {
-            self.strata.pass(did.rare(keeps_malloc) as f64, strata_rows(rows));
+            self.strata.pass(did.events(self.by(keeps_malloc)) as f64, strata_rows(rows));
         }
         if keeps_malloc {
             self.malloc.full(0.0, values(rows, true));
@@ -386,6 +400,7 @@ fn strata_rows(rows: &[drain::Taken]) -> impl Iterator<Item = Row<u32>> {
     let of_pymalloc = rows.iter().filter(|row| !row.is_malloc);
     of_pymalloc.map(|row| {
         let taken = Taken { bytes: row.bytes as f64, count: row.count as f64, ..Taken::default() };
+        // Where the ones are counted, the others are not told.
         Row { stack: row.account, taken, events: row.pools.max(row.kept_count) as f64 }
     })
 }

@@ -145,7 +145,7 @@ impl Windows {
             number: 0,
             opened: 0,
             full: 0,
-            turn: (Watch::Pops, now),
+            turn: (if attached { Watch::Turn } else { Watch::Pops }, now),
             stepped: now,
             due: now,
             cycle: None,
@@ -180,7 +180,7 @@ impl Windows {
 
     /// A process has come, and may be gone before anything else is due. It is armed at once where all are.
     pub fn came(&mut self, kernel: &Kernel, slot: Slot) -> Result<(), SessionError> {
-        self.processes.insert(slot.number, Windowed::new(Meter::read(kernel, slot)?));
+        self.processes.insert(slot.number, Windowed::new(Meter::read(kernel, slot)?, self.turns.is_some()));
         self.kept.iter_mut().for_each(|kept| kept.forget(slot.number));
         if self.is_whole {
             self.due = Instant::now();
@@ -305,6 +305,7 @@ impl Windows {
             self.clock.begin(kernel)?;
         }
         let is_read = self.stretch.is_some() || self.has_clock();
+        let by = self.events();
         let mut rows = if is_read { self.rows(kernel)? } else { FxHashMap::default() };
         for traced in processes.all_running() {
             let slot = traced.slot.number;
@@ -316,11 +317,11 @@ impl Windows {
                 _ => Whole::Nothing,
             };
             let rows = if whole == Whole::Nothing { None } else { rows.remove(&slot) };
-            let one = self.processes.entry(slot).or_insert_with(|| Windowed::new(now));
+            let one = self.processes.entry(slot).or_insert_with(|| Windowed::new(now, self.turns.is_some()));
             let outside = one.pass(now, &self.clock, whole, &rows.unwrap_or_default());
             if matches!(whole, Whole::Rare | Whole::Pools) {
-                self.rare.pass(outside.rare(self.keeps_malloc));
-                self.base.pass(outside.rare(self.keeps_malloc));
+                self.rare.pass(outside.events(by));
+                self.base.pass(outside.events(by));
                 self.keeping.0 += outside.cpu.as_secs_f64();
                 self.keeping.1 += outside.traps as f64 * self.clock.nanoseconds() * 1e-9;
             }
@@ -409,9 +410,12 @@ impl Windows {
     fn unknown_of_sampled(&self) -> Option<String> {
         let sampled = self.sampled.as_ref()?;
         let mut slots = self.processes.keys();
-        let unknown = slots.clone().find_map(|slot| Some((sampled.unknown(*slot)?, "what lives is not known")));
+        let unknown =
+            slots.clone().find_map(|slot| Some((sampled.unknown(*slot)?, "what lives is not known")));
         let unknown = unknown.or_else(|| {
-            slots.find_map(|slot| Some((sampled.unknown_malloc(*slot)?, "malloc's blocks are not among what lives")))
+            slots.find_map(|slot| {
+                Some((sampled.unknown_malloc(*slot)?, "malloc's blocks are not among what lives"))
+            })
         });
         unknown.map(|(why, what)| format!("{what}: {why}"))
     }

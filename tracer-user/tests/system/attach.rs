@@ -441,7 +441,10 @@ fn duration(interpreter: &Interpreter) -> Result<()> {
     let folder = folder()?;
     let output: PathBuf = folder.path().join("x.pb.gz");
     let mut command = alloctrace();
-    command.args(["record", "--mode", "exact", "-d", "1s", "-o"]).arg(&output).args(["-p", &busy.id().to_string()]);
+    command
+        .args(["record", "--mode", "exact", "-d", "1s", "-o"])
+        .arg(&output)
+        .args(["-p", &busy.id().to_string()]);
     run(command)?.succeeded()?;
     Asked(&load(&output)?).is_whole()?;
     longest_gap(&mut busy).map(drop)

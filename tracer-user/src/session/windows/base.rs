@@ -5,14 +5,15 @@
 
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Windows, cost_of_cycle, most_points};
+use super::{Windows, most_points};
 use crate::attach::{Armed, Disarming, Kernel, Pops, Watch, begin_to_disarm};
 use crate::budget::governor::{CycleSeen, Points, Window};
 use crate::session::SessionError;
+use crate::session::meter::Events;
 use crate::session::target::Traced;
-use crate::session::turns::Most;
+use crate::session::turns::{Most, Turns};
 use crate::session::windowed::Windowed;
 
 /// Share of the budget that what is armed all the time is meant to cost.
@@ -31,14 +32,22 @@ const SORTED: (Duration, Duration) = (Duration::from_secs(3), Duration::from_sec
 const RECENT: f64 = 5.0;
 /// Events from which their rate tells how long a window was for its process.
 const FEWEST_EVENTS: f64 = 20.0;
+/// Points that are armed together.
+const CHUNK: usize = 12;
+/// What it costs to arm a point that is hardly hit.
+const POINT: Duration = Duration::from_micros(30);
+/// Seconds' worth of what is allowed at which it is too much at once.
+const RUSH: f64 = 0.5;
 /// By how much of its own time a window is taken to slow its process where nothing tells: a pop takes 40 ns of its own, a trap 1.5 us.
 const SLOWEST: f64 = 40.0;
 
 /// See the head of this file.
 #[derive(Debug)]
 pub(super) struct Base {
-    /// By slot.
-    armed: FxHashMap<u16, Vec<Armed>>,
+    /// By slot, some points each: when one of them turns out to be hit too often, the others of the process stay armed.
+    armed: FxHashMap<u16, Vec<Chunk>>,
+    /// Those of which arming has failed.
+    failed: FxHashSet<u16>,
     disarming: Option<Disarming>,
     has_given_up: bool,
     sorted: Instant,
@@ -47,8 +56,16 @@ pub(super) struct Base {
     /// Events and the seconds in which they came; what is older than [`RECENT`] hardly counts.
     rate: (f64, f64),
     passed: Instant,
-    judged: Instant,
     too_dear: u32,
+    /// Events and seconds since it was last judged whether they are too many.
+    latest: (u64, f64),
+}
+
+/// Some pops of a process.
+#[derive(Debug)]
+struct Chunk {
+    points: Vec<usize>,
+    links: Vec<Armed>,
 }
 
 impl Default for Base {
@@ -56,6 +73,7 @@ impl Default for Base {
         let now = Instant::now();
         Self {
             armed: FxHashMap::default(),
+            failed: FxHashSet::default(),
             disarming: None,
             has_given_up: false,
             sorted: now,
@@ -63,8 +81,8 @@ impl Default for Base {
             learned: now,
             rate: (0.0, 0.0),
             passed: now,
-            judged: now,
             too_dear: 0,
+            latest: (0, 0.0),
         }
     }
 }
@@ -72,7 +90,7 @@ impl Default for Base {
 impl Base {
     /// Whether anything is armed all the time.
     pub fn is_armed(&self) -> bool {
-        self.armed.values().any(|links| !links.is_empty())
+        self.armed.values().any(|chunks| !chunks.is_empty())
     }
 
     /// So many events have come outside of windows since this was last told.
@@ -80,6 +98,7 @@ impl Base {
         let seconds = std::mem::replace(&mut self.passed, Instant::now()).elapsed().as_secs_f64();
         let keep = (-seconds / RECENT).exp();
         self.rate = (self.rate.0 * keep + events as f64, self.rate.1 * keep + seconds);
+        self.latest = (self.latest.0 + events, self.latest.1 + seconds);
     }
 
     /// Events in a second; `None`: not known yet.
@@ -90,8 +109,15 @@ impl Base {
 
     /// Disarms all, and does not wait for it.
     pub fn disarm(&mut self) {
-        let links = std::mem::take(&mut self.armed).into_values().flatten().collect();
-        self.disarming = Some(begin_to_disarm(links));
+        let chunks = std::mem::take(&mut self.armed).into_values().flatten();
+        self.give_up(chunks.collect());
+    }
+
+    fn give_up(&mut self, chunks: Vec<Chunk>) {
+        if !chunks.is_empty() {
+            self.disarming =
+                Some(begin_to_disarm(chunks.into_iter().flat_map(|chunk| chunk.links).collect()));
+        }
     }
 }
 
@@ -101,38 +127,61 @@ impl Windows {
         self.kept.is_some() || self.base.is_armed()
     }
 
+    /// Which those are.
+    pub(super) fn events(&self) -> Events {
+        match (&self.turns, self.keeps_malloc) {
+            (Some(_), _) => Events::Kept,
+            (None, false) => Events::Pools,
+            (None, true) => Events::PoolsAndMallocs,
+        }
+    }
+
     /// Has what is armed all the time armed in those that have come since.
     pub(super) fn tend_base(&mut self, kernel: &mut Kernel, running: &[&Traced]) -> Result<(), SessionError> {
         let Some(turns) = &mut self.turns else { return Ok(()) };
         turns.meet(running);
-        let gone = |slot: &u16| !running.iter().any(|traced| traced.slot.number == *slot);
-        let gone: Vec<u16> = self.base.armed.keys().copied().filter(gone).collect();
-        let links: Vec<Armed> =
+        self.sort_if_due(kernel)?;
+        let Some(turns) = &mut self.turns else { return Ok(()) };
+        let is_gone = |slot: &u16| !running.iter().any(|traced| traced.slot.number == *slot);
+        let gone: Vec<u16> = self.base.armed.keys().copied().filter(is_gone).collect();
+        let gone: Vec<Chunk> =
             gone.iter().filter_map(|slot| self.base.armed.remove(slot)).flatten().collect();
-        if !links.is_empty() {
-            self.base.disarming = Some(begin_to_disarm(links));
-        }
+        self.base.give_up(gone);
+        self.base.failed.retain(|slot| !is_gone(slot));
         if self.base.has_given_up {
             return Ok(());
         }
         let begun = Instant::now();
         let mut points = 0;
         for traced in running {
-            if self.base.armed.contains_key(&traced.slot.number) {
+            if self.base.failed.contains(&traced.slot.number) {
                 continue;
             }
-            let pops = turns.kept(traced);
-            let links = match traced.open(kernel, Watch::Cold, pops) {
-                Ok(links) => links,
-                Err(_) if traced.has_ended() => continue,
-                // Without it windows are weighed by time.
-                Err(error) => {
-                    tracing::debug!(%error, "what is armed all the time");
-                    Vec::new()
+            let kept = turns.kept(traced);
+            let chunks = self.base.armed.entry(traced.slot.number).or_default();
+            let (stay, leave) = std::mem::take(chunks)
+                .into_iter()
+                .partition(|chunk| chunk.points.iter().all(|point| is_armed(kept, *point)));
+            *chunks = stay;
+            let there: FxHashSet<usize> =
+                chunks.iter().flat_map(|chunk| chunk.points.iter().copied()).collect();
+            let all = 0..kept.levels.map_or(0, <[_]>::len);
+            let missing: Vec<usize> =
+                all.filter(|point| is_armed(kept, *point) && !there.contains(point)).collect();
+            for some in missing.chunks(CHUNK) {
+                match arm_some(kernel, traced, kept, some) {
+                    Ok(links) => chunks.push(Chunk { points: some.to_vec(), links }),
+                    Err(_) if traced.has_ended() => break,
+                    // Without it windows are weighed by time.
+                    Err(error) => {
+                        tracing::debug!(%error, "what is armed all the time");
+                        self.base.failed.insert(traced.slot.number);
+                        break;
+                    }
                 }
-            };
-            points += count(pops) + traced.points(Watch::Pools);
-            self.base.armed.insert(traced.slot.number, links);
+                points += some.len();
+            }
+            self.base.give_up(leave);
         }
         if points > 0 {
             self.charge(points, begun.elapsed());
@@ -143,7 +192,8 @@ impl Windows {
     /// Adds what arming has cost to what the governor will be told.
     fn charge(&mut self, points: usize, arming: Duration) {
         let points = u32::try_from(points).unwrap_or(u32::MAX);
-        let cost = cost_of_cycle(points, arming, true);
+        tracing::debug!(points, ?arming, "armed for all the time");
+        let cost = POINT * points;
         let cycle = self.cycle.get_or_insert_default();
         *cycle = CycleSeen { points: cycle.points + points, cost: cycle.cost + cost, ..*cycle };
     }
@@ -151,7 +201,7 @@ impl Windows {
     /// Points of the next window, in the process that has most.
     pub(super) fn points(&self, running: &[&Traced]) -> Points {
         let watch = self.turn.0;
-        let Some(turns) = self.turns.as_ref().filter(|_| watch == Watch::Pops) else {
+        let Some(turns) = self.turns.as_ref().filter(|_| watch == Watch::Turn) else {
             return most_points(running, watch);
         };
         let all =
@@ -202,29 +252,30 @@ impl Windows {
         (ran - lost).max(ran / SLOWEST) / self.load()
     }
 
-    /// Takes down what points have seen, and sorts them anew if it is time to. `natural`: what the window was, in seconds of the processes' usual pace.
+    /// Takes down what points have seen. `natural`: what the window was, in seconds of the processes' usual pace.
     pub(super) fn learn(&mut self, kernel: &Kernel, natural: f64) -> Result<(), SessionError> {
-        if self.turns.is_none() {
-            return self.heats.learn(kernel);
-        }
-        let most = self.most();
-        let is_too_dear = self.is_base_too_dear();
-        let Some(turns) = &mut self.turns else { return Ok(()) };
+        let Some(turns) = &mut self.turns else { return self.heats.learn(kernel) };
         let seconds = std::mem::replace(&mut self.base.learned, Instant::now()).elapsed().as_secs_f64();
-        turns.learn(kernel, seconds, natural)?;
-        let base = &mut self.base;
-        let is_due = base.sorted.elapsed() >= base.sort_after;
-        if !(turns.wants_sorting() || is_due || is_too_dear) {
+        turns.learn(kernel, seconds, natural)
+    }
+
+    /// Sorts points anew if it is time to, or what is armed all the time is too much.
+    fn sort_if_due(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+        let is_too_dear = self.is_base_too_dear();
+        let wants_sorting = self.turns.as_ref().is_some_and(Turns::wants_sorting);
+        if !(wants_sorting || is_too_dear || self.base.sorted.elapsed() >= self.base.sort_after) {
             return Ok(());
         }
+        self.learn(kernel, 0.0)?;
+        let most = self.most();
+        let Some(turns) = &mut self.turns else { return Ok(()) };
+        let base = &mut self.base;
         (base.sorted, base.sort_after) = (Instant::now(), (base.sort_after * 2).min(SORTED.1));
         let has_changed = turns.sort(most);
         tracing::debug!(?most, has_changed, kept = turns.count_kept(), "points are sorted");
         if has_changed {
-            base.disarm();
             base.rate = (0.0, 0.0);
-        } else if is_too_dear {
-            // Openings of pools alone are too many.
+        } else if is_too_dear && base.is_armed() {
             base.disarm();
             base.has_given_up = true;
         }
@@ -232,22 +283,42 @@ impl Windows {
     }
 
     fn is_base_too_dear(&mut self) -> bool {
-        if self.base.judged.elapsed() < Duration::from_secs(1) {
+        let trap = self.trap_nanoseconds() * 1e-9;
+        let allowed = TOO_MUCH * self.share * self.load() / trap;
+        let base = &mut self.base;
+        let (events, seconds) = base.latest;
+        // At once, before it costs what ten seconds earn.
+        let is_rush = events as f64 > RUSH * allowed;
+        if !is_rush && seconds < 1.0 {
             return false;
         }
-        self.base.judged = Instant::now();
-        let cost = self.base.events_per_second().unwrap_or(0.0) * self.trap_nanoseconds() * 1e-9;
-        let is_too_much = cost > TOO_MUCH * self.share * self.load();
-        self.base.too_dear = if is_too_much { self.base.too_dear + 1 } else { 0 };
-        let is_too_dear = self.base.too_dear >= TOO_DEAR;
+        base.latest = (0, 0.0);
+        base.too_dear = if events as f64 > allowed * seconds { base.too_dear + 1 } else { 0 };
+        let is_too_dear = is_rush && seconds < RUSH || base.too_dear >= TOO_DEAR;
         if is_too_dear {
-            self.base.too_dear = 0;
+            base.too_dear = 0;
         }
         is_too_dear
     }
 }
 
-/// How many of them are armed.
-fn count(pops: Pops<'_>) -> usize {
-    pops.levels.map_or(0, |levels| levels.iter().flatten().count())
+/// Whether a pop is among these.
+fn is_armed(pops: Pops<'_>, point: usize) -> bool {
+    pops.levels.and_then(|levels| levels.get(point)).is_some_and(Option::is_some)
+}
+
+/// Arms some of these pops.
+fn arm_some(
+    kernel: &mut Kernel,
+    traced: &Traced,
+    kept: Pops<'_>,
+    points: &[usize],
+) -> Result<Vec<Armed>, SessionError> {
+    let mut levels = vec![None; kept.levels.map_or(0, <[_]>::len)];
+    for point in points {
+        if let Some(level) = levels.get_mut(*point) {
+            *level = Some(0);
+        }
+    }
+    traced.open(kernel, Watch::Cold, Pops { levels: Some(&levels), ..kept })
 }

@@ -31,9 +31,10 @@ impl Windows {
         running.truncate(window.processes as usize);
         let watch = self.turn.0;
         self.draw(&running, window);
+        let by = self.events();
         let events = self.rare.begin_window(&mut self.random).filter(|_| self.has_clock());
         if let Some(events) = events {
-            wait_for_events(kernel, &running, events, self.keeps_malloc)?;
+            wait_for_events(kernel, &running, events, by)?;
         }
         let begun = Instant::now();
         let pops = |traced: &Traced| match &self.turns {
@@ -49,10 +50,10 @@ impl Windows {
         self.clock.begin(kernel)?;
         kernel.set_window(Opening::open(self.number))?;
         let start = Instant::now();
-        let (kept, keeps_malloc) = (&mut self.kept, self.keeps_malloc);
+        let kept = &mut self.kept;
         // Only windows that are weighed by them end by them.
-        let events = if watch == Watch::Pops { self.rare.most() } else { u64::MAX };
-        wait(kernel, &chosen, &before, window, (events, keeps_malloc), |kernel| {
+        let events = if watch.draws_pops() { self.rare.most() } else { u64::MAX };
+        wait(kernel, &chosen, &before, window, (events, by), |kernel| {
             kept.as_mut().map_or(Ok(()), |kept| kept.look_if_due(kernel, processes))
         })?;
         let length = start.elapsed();
@@ -62,9 +63,11 @@ impl Windows {
         let mut rows = self.rows(kernel)?;
         let did: Vec<Did> = after.iter().zip(&before).map(|(now, before)| now.since(before)).collect();
         let traps = did.iter().map(|did| did.traps).sum();
-        let events = did.iter().map(|did| did.rare(self.keeps_malloc)).sum();
+        let events = did.iter().map(|did| did.events(by)).sum();
         match watch {
-            Watch::Pops => self.rare.end_window(events, length >= window.length || traps >= window.traps),
+            Watch::Pops | Watch::Turn => {
+                self.rare.end_window(events, length >= window.length || traps >= window.traps)
+            }
             _ => self.rare.end_other_window(),
         }
         self.clock.end(kernel, traps, watch.draws_pops())?;
@@ -78,9 +81,11 @@ impl Windows {
             Watch::Rare => Watch::Allocations,
             Watch::Pops if self.keeps_malloc => Watch::Pops,
             // What points there are must be known first.
-            Watch::Pops if self.turns.as_ref().is_some_and(Turns::is_learning) => Watch::Pops,
-            Watch::Pops if self.has_clock() || self.turns.is_some() => Watch::Mallocs,
-            Watch::Mallocs if self.has_clock() || self.turns.is_some() => Watch::Pops,
+            Watch::Turn if self.turns.as_ref().is_some_and(Turns::is_learning) => Watch::Turn,
+            Watch::Turn => Watch::Mallocs,
+            Watch::Mallocs if self.turns.is_some() => Watch::Turn,
+            Watch::Pops if self.has_clock() => Watch::Mallocs,
+            Watch::Mallocs if self.has_clock() => Watch::Pops,
             _ => Watch::Rare,
         };
         self.turn = (next, Instant::now());

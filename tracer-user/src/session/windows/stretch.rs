@@ -61,7 +61,7 @@ impl Windows {
         let mut points = 0;
         for traced in missing {
             let (chosen, mut armed) = match &self.turns {
-                Some(turns) => arm(kernel, vec![traced], Watch::Pops, |traced| turns.hot(traced))?,
+                Some(turns) => arm(kernel, vec![traced], Watch::Turn, |traced| turns.hot(traced))?,
                 None => arm(kernel, vec![traced], watch, |traced| self.heats.pops(traced))?,
             };
             if self.turns.is_some() {
