@@ -1,5 +1,7 @@
 //! What waits, against a plain model of it, and its rules one by one.
 
+mod leak;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
