@@ -1,4 +1,5 @@
 //! A heap with requests, a cache and a slow leak, seen by windows without frees and by looks: what lives, what is retained, what grows.
+#![expect(clippy::cast_sign_loss, reason = "the numbers of a simulation are not negative")]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
