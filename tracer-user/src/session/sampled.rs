@@ -5,6 +5,8 @@
 //! `budget`, how a process is looked at in `eye`. It must not know the kernel half, nor windows but by number.
 
 mod eye;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
@@ -63,12 +65,19 @@ pub struct Sampled {
     retained: Retained<u32>,
     /// Windows that were told of, and those whose looks are over.
     windows: (u64, u64),
-    /// The process of each account that has had a survivor.
-    owners: FxHashMap<u32, u16>,
+    /// Whose each account is that has had a survivor.
+    owners: FxHashMap<u32, Owner>,
     eyes: FxHashMap<u16, Eye>,
     pace: LookPace,
     /// When survivors are looked at next.
     next_check: Duration,
+}
+
+/// Whose an account is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Owner {
+    slot: u16,
+    is_malloc: bool,
 }
 
 /// What a look has found, by place.
@@ -179,10 +188,10 @@ impl Sampled {
         let (mut found, mut reads) = (FoundAt::default(), 0);
         for traced in processes.all_running() {
             let slot = traced.slot.number;
-            let Some(mut wanted) = wanted.remove(&slot) else { continue };
+            let Some(wanted) = wanted.remove(&slot) else { continue };
             let eye = self.eyes.entry(slot).or_default();
             let mut here = Vec::new();
-            reads += eye.look(traced, &mut wanted, is_thorough, |address, seen| here.push((address, seen)));
+            reads += eye.look(traced, &wanted, is_thorough, |address, seen| here.push((address, seen)));
             // Of a process that has ended meanwhile, everything looks free.
             if !traced.has_ended() {
                 found.extend(here.into_iter().map(|(address, seen)| (place(slot, address), seen)));
@@ -199,10 +208,9 @@ impl Sampled {
             let stands_for = |survivor: &Survivor<u32, Mark>| survivor.weight * survivor.bytes as f64;
             self.retained.window(blocks.iter().map(|(_, survivor)| (survivor.stack, stands_for(survivor))));
             for (place, survivor) in blocks {
-                self.owners.insert(survivor.stack, slot_of(place));
-                let [of_pymalloc, of_malloc] = &mut self.survivors;
-                let survivors = if survivor.class == 0 { of_malloc } else { of_pymalloc };
-                survivors.keep(place, survivor, now);
+                let owner = Owner { slot: slot_of(place), is_malloc: survivor.class == 0 };
+                self.owners.insert(survivor.stack, owner);
+                self.survivors[usize::from(owner.is_malloc)].keep(place, survivor, now);
             }
         }
     }
@@ -238,25 +246,17 @@ impl Sampled {
             return Vec::new();
         }
         let now = self.began.elapsed();
+        let scales = [scales.pymalloc, scales.malloc].map(|scale| (scale, scales.seconds));
+        let known = [0, 1].map(|table| OfTable::new(&self.survivors[table], slot, scales[table], now));
         // What retained flow counts is of windows whose looks are over.
         let looked_at = self.windows.1 as f64 / self.windows.0.max(1) as f64;
-        let seconds = scales.seconds * looked_at;
-        let mut known: FxHashMap<u32, SampledStack> = FxHashMap::default();
-        for (survivors, scale) in self.survivors.iter().zip([scales.pymalloc, scales.malloc]) {
-            let live = survivors.live(u32::from(slot), scale, now).into_iter();
-            let live: FxHashMap<u32, Live<u32>> = live.map(|live| (live.stack, live)).collect();
-            let growth = survivors.leaks().rank(now).into_iter();
-            let growth: FxHashMap<u32, Growth<u32>> = growth.map(|growth| (growth.stack, growth)).collect();
-            for account in live.keys().chain(growth.keys()).copied() {
-                let retained =
-                    self.retained.of(account).scaled(if seconds > 0.0 { scale / seconds } else { 0.0 });
-                let growth = growth.get(&account).map(|growth| growth.scaled(scale));
-                known.insert(account, SampledStack::of(account, live.get(&account), retained, growth));
-            }
-        }
-        let is_own = |account: &u32| self.owners.get(account) == Some(&slot);
-        let mut stacks: Vec<SampledStack> =
-            known.into_values().filter(|stack| is_own(&stack.account)).collect();
+        let own = self.owners.iter().filter(|(_, owner)| owner.slot == slot);
+        let mut stacks: Vec<SampledStack> = own
+            .map(|(account, owner)| {
+                let of_table = &known[usize::from(owner.is_malloc)];
+                of_table.stack(*account, self.retained.of(*account), looked_at)
+            })
+            .collect();
         stacks.sort_unstable_by_key(|stack| stack.account);
         stacks
     }
@@ -272,16 +272,42 @@ impl Sampled {
     }
 }
 
-impl SampledStack {
-    fn of(account: u32, live: Option<&Live<u32>>, retained: Estimate, growth: Option<Growth<u32>>) -> Self {
-        let none = Estimate::TooFewWindows { value: 0.0, effective: 0.0 };
+/// What is known of the stacks of one allocator in one process.
+struct OfTable {
+    live: FxHashMap<u32, Live<u32>>,
+    growth: FxHashMap<u32, Growth<u32>>,
+    scale: f64,
+    seconds: f64,
+}
+
+impl OfTable {
+    fn new(survivors: &Survivors<u32, Mark>, slot: u16, (scale, seconds): (f64, f64), now: Duration) -> Self {
+        let live = survivors.live(u32::from(slot), scale, now).into_iter();
+        let growth = survivors.leaks().rank(now).into_iter();
         Self {
+            live: live.map(|live| (live.stack, live)).collect(),
+            growth: growth.map(|growth| (growth.stack, growth.scaled(scale))).collect(),
+            scale,
+            seconds,
+        }
+    }
+
+    /// `looked_at`: share of the windows whose looks are over.
+    fn stack(&self, account: u32, retained: Estimate, looked_at: f64) -> SampledStack {
+        let live = self.live.get(&account);
+        let none = Estimate::TooFewWindows { value: 0.0, effective: 0.0 };
+        let seconds = self.seconds * looked_at;
+        SampledStack {
             account,
             live_bytes: live.map_or(none, |live| live.bytes),
             live_count: live.map_or(none, |live| live.count),
             age_seconds: live.map_or(0.0, |live| live.age),
-            retained_bytes_per_second: retained,
-            growth,
+            retained_bytes_per_second: retained.scaled(if seconds > 0.0 {
+                self.scale / seconds
+            } else {
+                0.0
+            }),
+            growth: self.growth.get(&account).copied(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What waits, against a plain model of it, and its rules one by one.
 
+mod leak;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -42,9 +44,9 @@ fn follow(
     find: impl Fn(usize, Place) -> Seen<Look>,
 ) -> Vec<Outlived<u32, Look>> {
     let mut over = Vec::new();
-    for number in 0..LOOKS.len() {
+    for (number, look) in LOOKS.into_iter().enumerate() {
         let now = waiting.next_look().unwrap();
-        assert_eq!(now, LOOKS[number]);
+        assert_eq!(now, look);
         over.extend(waiting.looked(now, |place| find(number, place)));
     }
     assert_eq!(waiting.next_look(), None);
@@ -129,7 +131,7 @@ fn thinning_is_unbiased() {
     for salt in 0..runs {
         let mut waiting: Waiting<u32, Look> = Waiting::new(500, salt.into());
         // Four blocks in each pool, in two windows; the second is thinned from the beginning.
-        let block = |index: u64| (place((index / 4) << 14 | (index % 4) * 64), candidate(1));
+        let block = |index: u64| (place(((index / 4) << 14) | ((index % 4) * 64)), candidate(1));
         waiting.window(salt * 2, milliseconds(0), (0..blocks / 2).map(block), 0);
         waiting.window(salt * 2 + 1, milliseconds(1), (blocks / 2..blocks).map(block), 1);
         assert!(waiting.len() <= 500);

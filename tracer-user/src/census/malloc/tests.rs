@@ -1,5 +1,7 @@
 //! Heaps made by hand, against a plain model of them: a list of chunks, each with what has become of it.
 
+mod blocks;
+
 use std::io;
 
 use proptest::prelude::*;

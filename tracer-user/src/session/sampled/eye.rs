@@ -55,7 +55,7 @@ impl Eye {
     pub fn look(
         &mut self,
         traced: &Traced,
-        wanted: &mut Vec<Wanted>,
+        wanted: &[Wanted],
         is_thorough: bool,
         mut show: impl FnMut(u64, Seen<Mark>),
     ) -> usize {
