@@ -202,11 +202,13 @@ impl<'a> Session<'a> {
     pub(super) fn step_windows(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         let Some(windows) = &mut self.windows else { return Ok(()) };
         let was_whole = windows.is_whole();
-        windows.step(&mut self.kernel, &self.processes, |line| observer.note(line))?;
-        if windows.wants_blocks() {
-            self.read_ring();
-        }
-        let Some(windows) = &mut self.windows else { return Ok(()) };
+        let blocks = || {
+            while let Some(record) = self.ring.next() {
+                self.told.extend(self.recorder.take(&record));
+            }
+            self.recorder.take_blocks()
+        };
+        windows.step(&mut self.kernel, &self.processes, blocks, |line| observer.note(line))?;
         if was_whole && !windows.is_whole() {
             self.processes.are_windowed();
         }
@@ -384,7 +386,8 @@ impl<'a> Session<'a> {
         }
         if let Some(windows) = &mut self.windows {
             windows.opened(self.recorder.take_openings());
-            windows.saw(self.recorder.take_blocks(), &self.processes);
+            // What comes as a window closes.
+            self.recorder.take_blocks();
         }
     }
 

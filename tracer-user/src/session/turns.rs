@@ -12,13 +12,8 @@ use crate::budget::rotation::{cold, turns};
 
 /// How much of what earlier windows saw of a point counts beside a new one.
 const KEEP: f64 = 0.95;
-/// Hits that may have been missed: of a point that no window saw it is not known that it is never hit.
-const UNSEEN: f64 = 0.02;
 /// Least of the target's time that hits are divided by, in seconds: a window in which no event came stands for some time.
 const LEAST_SECONDS: f64 = 1e-4;
-
-/// Share of what may be hit all the time that must have moved for points to be armed anew.
-const WORTHWHILE: f64 = 0.25;
 
 /// See the head of this file.
 #[derive(Debug, Default)]
@@ -124,20 +119,31 @@ impl Turns {
         }
     }
 
-    /// Sorts all points anew. Whether others are to be armed all the time than before.
-    pub fn sort(&mut self, most: Most) -> bool {
-        let mut has_changed = false;
+    /// Sorts the points of interpreters of which windows have watched every point.
+    pub fn sort(&mut self, most: Most) {
         let interpreters = self.plans.len().max(1) as f64;
-        for plan in self.plans.values_mut().filter(|plan| plan.is_learned && !plan.hits.is_empty()) {
+        for plan in self.plans.values_mut().filter(|plan| plan.is_learned && plan.is_cold.is_empty()) {
             let is_cold = cold(&plan.rates(), most.kept / interpreters);
-            if !plan.differs(&is_cold, most.kept / interpreters) {
-                continue;
+            // From now on what they see is counted all the time.
+            let counts = plan.hits.iter_mut().zip(&is_cold).filter(|(_, is_cold)| **is_cold);
+            counts.for_each(|(hits, _)| *hits = (0.0, 0.0));
+            plan.set_cold(is_cold);
+        }
+    }
+
+    /// Those that are hit most of what is armed all the time are no longer, until the rest is what may be hit. Whether there were any.
+    pub fn evict(&mut self, most: Most) -> bool {
+        let interpreters = self.plans.len().max(1) as f64;
+        let mut has_changed = false;
+        for plan in self.plans.values_mut() {
+            let rates = plan.rates();
+            let of_cold = |point: usize| if plan.is_cold[point] { rates[point] } else { f64::INFINITY };
+            let rates: Vec<f64> = (0..plan.is_cold.len()).map(of_cold).collect();
+            let is_cold = cold(&rates, most.kept / interpreters);
+            if is_cold != plan.is_cold {
+                has_changed = true;
+                plan.set_cold(is_cold);
             }
-            has_changed = true;
-            plan.kept = is_cold.iter().map(|is_cold| is_cold.then_some(0)).collect();
-            plan.hot = is_cold.iter().map(|is_cold| (!is_cold).then_some(0)).collect();
-            plan.is_cold = is_cold;
-            plan.turns.clear();
         }
         has_changed
     }
@@ -179,19 +185,14 @@ impl Plan {
     }
 
     fn rates(&self) -> Vec<f64> {
-        self.hits.iter().map(|(hits, seconds)| (hits + UNSEEN) / seconds.max(LEAST_SECONDS)).collect()
+        self.hits.iter().map(|(hits, seconds)| hits / seconds.max(LEAST_SECONDS)).collect()
     }
 
-    /// Whether to arm these all the time is worth the price of arming them.
-    fn differs(&self, is_cold: &[bool], affordable: f64) -> bool {
-        if self.is_cold.is_empty() {
-            return true;
-        }
-        let rates = self.rates();
-        let moved = (0..is_cold.len()).filter(|point| is_cold[*point] != self.is_cold[*point]);
-        let moved: f64 = moved.map(|point| rates[point].min(affordable)).sum();
-        let hot = |is_cold: &[bool]| is_cold.iter().filter(|is_cold| !**is_cold).count();
-        moved > WORTHWHILE * affordable || hot(is_cold).abs_diff(hot(&self.is_cold)) * 4 > hot(&self.is_cold)
+    fn set_cold(&mut self, is_cold: Vec<bool>) {
+        self.kept = is_cold.iter().map(|is_cold| is_cold.then_some(0)).collect();
+        self.hot = is_cold.iter().map(|is_cold| (!is_cold).then_some(0)).collect();
+        self.is_cold = is_cold;
+        self.turns.clear();
     }
 
     fn draw(&mut self, most: f64, random: &mut fastrand::Rng) {
@@ -204,6 +205,9 @@ impl Plan {
                 false => turns(&hot, &self.rates(), most, random),
             };
             self.level = self.turns.len().trailing_zeros() as u8;
+            let of_turn = |turn: &Vec<usize>| turn.iter().map(|point| self.rates()[*point]).sum::<f64>();
+            let rates: Vec<f64> = self.turns.iter().map(of_turn).collect();
+            tracing::debug!(level = self.level, ?rates, most, "turns");
         }
         let level = self.level;
         self.levels.fill(None);
@@ -226,10 +230,21 @@ mod tests {
     }
 
     #[test]
+    fn who_turns_out_to_be_hit_often_is_evicted_and_the_others_stay() {
+        let mut turns = Turns { plans: FxHashMap::from_iter([(1, plan())]), ..Turns::default() };
+        let most = Most { kept: 100.0, turn: 1e6 };
+        turns.sort(most);
+        assert!(!turns.evict(most));
+        turns.plans.get_mut(&1).unwrap().hits[0] = (50.0, 0.1);
+        assert!(turns.evict(most));
+        assert_eq!(turns.plans[&1].kept, [None, Some(0), None, None, None, None]);
+        assert!(!turns.evict(most));
+    }
+
+    #[test]
     fn each_hot_point_has_its_turn_before_any_has_another() {
         let mut turns = Turns { plans: FxHashMap::from_iter([(1, plan())]), ..Turns::default() };
-        assert!(turns.sort(Most { kept: 100.0, turn: 1e6 }));
-        assert!(!turns.sort(Most { kept: 100.0, turn: 1e6 }));
+        turns.sort(Most { kept: 100.0, turn: 1e6 });
         let mut random = fastrand::Rng::with_seed(3);
         let mut seen = [0; 6];
         for _ in 0..4 {

@@ -46,6 +46,8 @@ pub struct Windowed {
     armed: (f64, f64, f64),
     /// Rare windows, weighted: the seconds of work that they were taken to have seen, those that it ran without our programs, and traps.
     rare: (f64, f64, f64),
+    /// The same of full ones.
+    turned: (f64, f64, f64),
     /// Seconds that it ran in all other time, and those that were not user time.
     unarmed: (f64, f64),
 }
@@ -108,6 +110,7 @@ impl Windowed {
             paces: Default::default(),
             armed: (0.0, 0.0, 0.0),
             rare: (0.0, 0.0, 0.0),
+            turned: (0.0, 0.0, 0.0),
             unarmed: (0.0, 0.0),
         }
     }
@@ -275,11 +278,10 @@ impl Windowed {
                 pace.alone(&seen(events));
             }
         }
-        if !is_full {
-            self.rare.0 += weight * progress;
-            self.rare.1 += weight * (seconds - programs);
-            self.rare.2 += weight * did.traps as f64;
-        }
+        let believed = if is_full { &mut self.turned } else { &mut self.rare };
+        believed.0 += weight * progress;
+        believed.1 += weight * (seconds - programs);
+        believed.2 += weight * did.traps as f64;
         let flows = if is_full { &mut self.pymalloc } else { &mut self.malloc };
         flows.window(view, values(rows, !is_full));
         if watch.draws_pops() && watch != Watch::Allocations {
@@ -338,6 +340,10 @@ impl Windowed {
 
     /// By how much full windows slowed it; `None`: not known.
     pub fn slowdown(&self) -> Option<f64> {
+        if self.is_by_kept {
+            let (believed, ran, _) = self.turned;
+            return (believed > 0.0).then(|| (ran / believed).max(1.0));
+        }
         self.pace()?.slowdown()
     }
 
@@ -346,15 +352,26 @@ impl Windowed {
         // What a trap takes is known better now than it was in the first windows.
         let beside = self.beside_program(clock);
         self.paces.iter_mut().for_each(|pace| pace.set_trap(beside));
-        let (believed, ran, traps) = self.rare;
-        let own = (ran - traps * beside).max(ran / 20.0);
-        if own > 0.0 && believed > 0.0 {
-            // What a trap takes is known as well as ticks tell it, or else to a half.
-            let doubt = self.ticks_of_traps().map_or(0.5, |ticks| 1.0 / ticks.max(4.0).sqrt());
-            let error = doubt * traps * beside / own;
-            self.malloc.correct(Correction { factor: believed / own, error });
+        if let Some(correction) = self.by_time(self.rare, beside) {
+            self.malloc.correct(correction);
+        }
+        // Windows that take turns slow a process little, so that time tells.
+        if self.is_by_kept {
+            self.pymalloc.correct(self.by_time(self.turned, beside).unwrap_or(Correction::NONE));
+            return;
         }
         self.pymalloc.correct(self.pace().and_then(Pace::correction).unwrap_or(Correction::NONE));
+    }
+
+    /// What windows are to be corrected by, now that it is known that a trap takes `beside` seconds beside its program. `None`: there were none.
+    fn by_time(&self, (believed, ran, traps): (f64, f64, f64), beside: f64) -> Option<Correction> {
+        let own = (ran - traps * beside).max(ran / 20.0);
+        if own <= 0.0 || believed <= 0.0 {
+            return None;
+        }
+        // What a trap takes is known as well as ticks tell it, or else to a half.
+        let doubt = self.ticks_of_traps().map_or(0.5, |ticks| 1.0 / ticks.max(4.0).sqrt());
+        Some(Correction { factor: believed / own, error: doubt * traps * beside / own })
     }
 
     /// What each account has allocated.
@@ -391,7 +408,7 @@ impl Windowed {
 
     /// Whether full windows say something, and nothing says how much of its work they saw.
     pub fn has_unknown_pace(&self) -> bool {
-        !self.has_strata() && self.pymalloc.windows() > 0.0 && self.pace().is_none()
+        !self.has_strata() && !self.is_by_kept && self.pymalloc.windows() > 0.0 && self.pace().is_none()
     }
 }
 

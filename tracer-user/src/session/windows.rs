@@ -100,8 +100,6 @@ pub struct Windows {
     base: Base,
     /// What becomes of the blocks that their windows saw.
     sampled: Option<Sampled>,
-    /// A window that is over, and of whose blocks has not been told.
-    over: Option<Instant>,
     sums: Sums,
     rare: RareClock,
     disarming: Option<Disarming>,
@@ -154,7 +152,6 @@ impl Windows {
             turns: attached.then(Turns::default),
             base: Base::default(),
             sampled: attached.then(|| Sampled::new(seed)),
-            over: None,
             sums: Sums::default(),
             rare: RareClock::default(),
             disarming: None,
@@ -195,15 +192,9 @@ impl Windows {
         }
     }
 
-    /// Whether a window is over and its blocks are to be asked for.
-    pub fn wants_blocks(&self) -> bool {
-        self.over.is_some()
-    }
-
-    /// Blocks that the latest window saw; what is of earlier ones, or came while it closed, is left out.
-    pub fn saw(&mut self, blocks: Vec<BlockSeen>, processes: &Processes) {
-        let (Some(sampled), Some(ended)) = (&mut self.sampled, self.over.take()) else { return };
-        let mut blocks = blocks;
+    /// Blocks that the latest window saw; what is of earlier ones is left out.
+    fn saw(&mut self, mut blocks: Vec<BlockSeen>, ended: Instant, processes: &Processes) {
+        let Some(sampled) = &mut self.sampled else { return };
         blocks.retain(|block| block.window == self.number as u16);
         sampled.window(self.number as u32, blocks, ended);
         sampled.look_if_due(processes);
@@ -216,11 +207,12 @@ impl Windows {
         self.stopped.is_none().then_some(self.due).into_iter().chain(look).chain(sampled).min()
     }
 
-    /// Does what is due; a window is opened, waited for and closed in one step, which takes a tenth of a second longer than the window. `note`: for what users should know.
+    /// Does what is due; a window is opened, waited for and closed in one step, which takes a tenth of a second longer than the window. `blocks`: what the kernel half has told of until now; `note`: for what users should know.
     pub fn step(
         &mut self,
         kernel: &mut Kernel,
         processes: &Processes,
+        blocks: impl FnOnce() -> Vec<BlockSeen>,
         note: impl FnOnce(&str),
     ) -> Result<(), SessionError> {
         let now = Instant::now();
@@ -274,13 +266,14 @@ impl Windows {
             }
             Action::Open(window) => {
                 self.end_stretch(kernel, processes)?;
-                self.open(kernel, processes, running, window)?;
+                self.open(kernel, processes, running, window, blocks)?;
                 self.due = Instant::now();
                 Ok(())
             }
             Action::Stop(stopped) => {
                 note(&format!("no more windows: {stopped}"));
                 self.stopped = Some(stopped);
+                self.base.disarm();
                 self.end_stretch(kernel, processes)
             }
         }

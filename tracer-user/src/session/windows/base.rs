@@ -23,11 +23,9 @@ const TOO_MUCH: f64 = 0.6;
 /// How often in a row, once a second, it must be too much.
 const TOO_DEAR: u32 = 3;
 /// How many times its own time a window may take: what windows see of a program is what it does at their beginning, the less so the less they slow it.
-const SLOWER: f64 = 2.0;
+const SLOWER: f64 = 0.6;
 /// Processors that are taken to be used at least: who hardly runs may begin to.
 const LEAST_LOAD: f64 = 0.02;
-/// The first and the longest time after which points are sorted anew: what is hit often changes with what a program does.
-const SORTED: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
 /// Seconds of which the rate of events is known.
 const RECENT: f64 = 5.0;
 /// Events from which their rate tells how long a window was for its process.
@@ -49,9 +47,6 @@ pub(super) struct Base {
     /// Those of which arming has failed.
     failed: FxHashSet<u16>,
     disarming: Option<Disarming>,
-    has_given_up: bool,
-    sorted: Instant,
-    sort_after: Duration,
     learned: Instant,
     /// Events and the seconds in which they came; what is older than [`RECENT`] hardly counts.
     rate: (f64, f64),
@@ -75,9 +70,6 @@ impl Default for Base {
             armed: FxHashMap::default(),
             failed: FxHashSet::default(),
             disarming: None,
-            has_given_up: false,
-            sorted: now,
-            sort_after: SORTED.0,
             learned: now,
             rate: (0.0, 0.0),
             passed: now,
@@ -148,9 +140,6 @@ impl Windows {
             gone.iter().filter_map(|slot| self.base.armed.remove(slot)).flatten().collect();
         self.base.give_up(gone);
         self.base.failed.retain(|slot| !is_gone(slot));
-        if self.base.has_given_up {
-            return Ok(());
-        }
         let begun = Instant::now();
         let mut points = 0;
         for traced in running {
@@ -259,26 +248,24 @@ impl Windows {
         turns.learn(kernel, seconds, natural)
     }
 
-    /// Sorts points anew if it is time to, or what is armed all the time is too much.
+    /// Sorts points once all have been watched, and evicts some where those that are armed all the time are too much.
     fn sort_if_due(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
         let is_too_dear = self.is_base_too_dear();
         let wants_sorting = self.turns.as_ref().is_some_and(Turns::wants_sorting);
-        if !(wants_sorting || is_too_dear || self.base.sorted.elapsed() >= self.base.sort_after) {
+        if !(wants_sorting || is_too_dear) {
             return Ok(());
         }
         self.learn(kernel, 0.0)?;
         let most = self.most();
         let Some(turns) = &mut self.turns else { return Ok(()) };
-        let base = &mut self.base;
-        (base.sorted, base.sort_after) = (Instant::now(), (base.sort_after * 2).min(SORTED.1));
-        let has_changed = turns.sort(most);
-        tracing::debug!(?most, has_changed, kept = turns.count_kept(), "points are sorted");
-        if has_changed {
-            base.rate = (0.0, 0.0);
-        } else if is_too_dear && base.is_armed() {
-            base.disarm();
-            base.has_given_up = true;
+        if wants_sorting {
+            turns.sort(most);
         }
+        let has_evicted = is_too_dear && turns.evict(most);
+        if has_evicted {
+            self.base.rate = (0.0, 0.0);
+        }
+        tracing::debug!(?most, has_evicted, kept = turns.count_kept(), "points are sorted");
         Ok(())
     }
 

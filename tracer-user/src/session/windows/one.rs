@@ -9,6 +9,7 @@ use tracer_ebpf::tables::Window as Opening;
 use super::{Windows, cost_of_cycle};
 use crate::attach::{Kernel, Watch, begin_to_disarm};
 use crate::budget::governor::{CycleSeen, Window};
+use crate::drain::BlockSeen;
 use crate::session::SessionError;
 use crate::session::meter::Did;
 use crate::session::opening::{arm, read, wait, wait_for_events};
@@ -25,6 +26,7 @@ impl Windows {
         processes: &Processes,
         mut running: Vec<&Traced>,
         window: Window,
+        blocks: impl FnOnce() -> Vec<BlockSeen>,
     ) -> Result<(), SessionError> {
         let all = running.len();
         self.random.shuffle(&mut running);
@@ -52,7 +54,7 @@ impl Windows {
         let start = Instant::now();
         let kept = &mut self.kept;
         // Only windows that are weighed by them end by them.
-        let events = if watch.draws_pops() { self.rare.most() } else { u64::MAX };
+        let events = if watch == Watch::Pops { self.rare.most() } else { u64::MAX };
         wait(kernel, &chosen, &before, window, (events, by), |kernel| {
             kept.as_mut().map_or(Ok(()), |kept| kept.look_if_due(kernel, processes))
         })?;
@@ -71,9 +73,10 @@ impl Windows {
             _ => self.rare.end_other_window(),
         }
         self.clock.end(kernel, traps, watch.draws_pops())?;
+        // Before anything else: what is freed meanwhile is handed out again, and looks as alive as before.
+        self.saw(blocks(), start + length, processes);
         // One after the other: two at once would hold up the process longer.
         self.disarming = Some(begin_to_disarm(armed));
-        self.over = Some(start + length);
         let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
         self.opened += 1;
         self.full += u64::from(watch.draws_pops());
