@@ -35,6 +35,9 @@ pub enum Reason {
         /// How many pools were looked at.
         pools: u64,
     },
+    /// The memory was given up while it was read: what had been counted by then is a part, and nobody knows of what.
+    #[error("the process has ended, or has become another program, while its pools were read")]
+    Ended,
     /// Memory that should be there could not be read.
     #[error(
         "failed to read {length} bytes at `{address:#x}` of the process; is it running and may it be traced?"
@@ -131,6 +134,17 @@ pub fn read_arenas(
         return Err(Reason::TableGone { variables: variables.0.clone() });
     }
     Ok(arenas)
+}
+
+/// Fails unless the memory is the process's own still, so that all that was read of it before is.
+///
+/// The kernel takes no page away before the last one who uses the memory has left, and lets nobody read from then on (fs/proc/base.c, `mem_rw`).
+pub(super) fn is_still_there(memory: &impl ReadMemory, variables: &ArenaVariables) -> Result<(), Reason> {
+    // One that was a sub-interpreter's may be gone with it.
+    if variables.0.iter().any(|variable| read_u64(memory, *variable).is_ok()) {
+        return Ok(());
+    }
+    Err(Reason::Ended)
 }
 
 pub(super) fn read(memory: &impl ReadMemory, address: u64, buffer: &mut [u8]) -> Result<(), Reason> {

@@ -8,7 +8,7 @@
 //! 4 KiB (to 3.9) it is 55 ms against 75 ms.
 
 use super::{
-    arenas::{ArenaVariables, Reason, read, read_arenas},
+    arenas::{ArenaVariables, Reason, is_still_there, read, read_arenas},
     header::{HEADER, Header},
 };
 use crate::discover::{
@@ -34,7 +34,8 @@ pub struct PoolCensus {
     pub empty_pools: u64,
     /// Pools whose header makes no sense: torn by the running target; not counted.
     pub invalid_pools: u64,
-    /// Arenas that were gone before all their pools were read: unmapped by the running target; what was read is counted.
+    /// Arenas that were gone before all their pools were read: unmapped by the running target; what was read is counted. Of a
+    /// target that ends all are gone, and then there is no census.
     pub lost_arenas: u64,
 }
 
@@ -142,6 +143,7 @@ pub fn each_pool(
             }
         }
     }
+    is_still_there(memory, variables)?;
     Ok(census)
 }
 

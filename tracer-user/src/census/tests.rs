@@ -1,12 +1,13 @@
 //! The census on memory made by hand: tables that moved, tables that lie, memory that is not there.
 
+use std::cell::Cell;
 use std::io;
 
 use proptest::prelude::*;
 
 use super::{
     arenas::{ArenaVariables, Reason, find_arenas},
-    pools::{blocks_in_use, scan_blocks_in_use},
+    pools::{PoolCensus, blocks_in_use, scan_blocks_in_use},
 };
 use crate::discover::{
     layout::{InterpreterLayout, layout},
@@ -157,6 +158,36 @@ fn arenas_that_vanish_are_counted() {
     let variables = ArenaVariables(vec![DATA + 0x80]);
     let census = blocks_in_use(&process, &mappings(), row(), &variables).unwrap();
     assert_eq!((census.blocks(), census.lost_arenas), (12, 1));
+}
+
+/// A process that ends, and with it all its memory, once it has been read so often.
+struct Ending(Process, Cell<usize>);
+
+impl ReadMemory for Ending {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let left = self.1.get().checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.1.set(left);
+        self.0.read(address, buffer)
+    }
+}
+
+/// Once such a part was taken for the whole: a program that ended while it was looked at had freed half of what it had, it seemed, and
+/// nobody had seen it.
+#[test]
+fn a_process_that_ends_meanwhile_is_counted_whole_or_not_at_all() {
+    let variables = ArenaVariables(vec![DATA + 0x80]);
+    let count = |reads| {
+        let mut process = process();
+        process.arena(HEAP, 1, 2, 0);
+        process.pool(1, 0, 4, 2);
+        process.pool(1, 1, 6, 2);
+        blocks_in_use(&Ending(process, Cell::new(reads)), &mappings(), row(), &variables)
+    };
+    let whole = count(usize::MAX).unwrap();
+    assert_eq!((whole.blocks(), whole.lost_arenas), (22, 0));
+    let counted: Vec<Option<PoolCensus>> = (0..100).map(|reads| count(reads).ok()).collect();
+    assert!(counted[0].is_none() && counted[99].is_some());
+    assert!(counted.iter().flatten().all(|census| *census == whole), "{counted:?}");
 }
 
 #[test]

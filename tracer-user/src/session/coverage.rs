@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::census::arenas::{ArenaVariables, find_arenas};
 use crate::census::mimalloc::{PageLayout, blocks_in_pages};
 use crate::census::pools::{blocks_in_use, scan_blocks_in_use};
-use crate::discover::layout::ArenaSource;
-use crate::discover::memory::{ProcessMemory, mappings};
+use crate::discover::layout::{ArenaSource, InterpreterLayout};
+use crate::discover::memory::{Mapping, ProcessMemory, ReadMemory, mappings};
 use crate::discover::{Interpreter, Target};
 use crate::drain::Totals;
 use crate::profile::Coverage;
@@ -115,31 +115,38 @@ impl<'a> Reader<'a> {
 
     fn count(&self) -> Result<u64, String> {
         let mapped = mappings(Path::new(PROC), self.target.pid).map_err(|error| error.to_string())?;
-        let layout = &self.target.interpreter.layout;
-        let mut blocks = 0;
-        if let Some(pages) = self.pages {
-            let census = blocks_in_pages(&self.memory, &mapped, pages).map_err(|error| error.to_string())?;
-            tracing::debug!(?census, "mimalloc's pages");
-            // Nothing leads to the segments, so memory that is gone looks as if there were none.
-            if self.has_ended() {
-                return Err(ENDED.to_owned());
-            }
-            blocks = census.blocks;
-        }
-        if layout.free_threading.is_some() {
-            return Ok(blocks);
-        }
-        let census = match &self.tables {
-            Some(tables) => blocks_in_use(&self.memory, &mapped, layout, tables),
-            None => scan_blocks_in_use(&self.memory, &mapped, layout),
-        };
-        census.map(|census| blocks + census.blocks()).map_err(|error| error.to_string())
+        let Interpreter { layout, runtime, .. } = &self.target.interpreter;
+        count(&self.memory, &mapped, (layout, *runtime), self.pages, self.tables.as_ref())
     }
+}
 
-    /// Whether the process has no memory any more: it waits for its parent, or is gone.
-    fn has_ended(&self) -> bool {
-        mappings(Path::new(PROC), self.target.pid).map_or(true, |mapped| mapped.is_empty())
+/// Counts the blocks of a process, all of them or none.
+fn count(
+    memory: &impl ReadMemory,
+    mapped: &[Mapping],
+    (layout, runtime): (&InterpreterLayout, u64),
+    pages: Option<PageLayout>,
+    tables: Option<&ArenaVariables>,
+) -> Result<u64, String> {
+    let mut blocks = 0;
+    if let Some(pages) = pages {
+        let census = blocks_in_pages(memory, mapped, pages).map_err(|error| error.to_string())?;
+        tracing::debug!(?census, "mimalloc's pages");
+        blocks = census.blocks;
     }
+    if layout.free_threading.is_none() {
+        let census = match tables {
+            Some(tables) => blocks_in_use(memory, mapped, layout, tables),
+            None => scan_blocks_in_use(memory, mapped, layout),
+        };
+        blocks += census.map_err(|error| error.to_string())?.blocks();
+    }
+    // Of one that has ended nothing is mapped, or can be read from some moment on; to who looks for segments, pools and arenas that is
+    // as if there were none, or not so many. Its own data can be read as long as everything can.
+    if mapped.is_empty() || memory.read_u64(runtime).is_err() {
+        return Err(ENDED.to_owned());
+    }
+    Ok(blocks)
 }
 
 /// Events seen and missed, of one process or of several.
@@ -211,6 +218,44 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discover::layout::layout;
+    use crate::discover::memory::parse_mappings;
+    use crate::plan::MimallocVersion;
+    use std::cell::Cell;
+    use std::io;
+
+    /// Memory without pools, that of a process which ends when it has been read so often.
+    struct Ending(Cell<usize>);
+
+    impl ReadMemory for Ending {
+        fn read(&self, _: u64, buffer: &mut [u8]) -> io::Result<()> {
+            let left = self.0.get().checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
+            self.0.set(left);
+            buffer.fill(0);
+            Ok(())
+        }
+    }
+
+    fn counted(reads: usize, mapped: &str, pages: Option<PageLayout>) -> Result<u64, String> {
+        let row = (layout(3, 8).unwrap(), 0x1000);
+        count(&Ending(Cell::new(reads)), &parse_mappings(mapped), row, pages, None)
+    }
+
+    /// Its blocks would all have been freed, and nobody had seen it.
+    #[test]
+    fn a_process_that_has_ended_is_not_one_without_blocks() {
+        let ended = Err(ENDED.to_owned());
+        let an_arena = "40000000-40040000 rw-p 00000000 00:00 0 ";
+        let mimalloc = || Some(PageLayout::new(MimallocVersion::V2_1, false));
+        // Its mappings are gone a moment before its memory.
+        assert_eq!(counted(usize::MAX, "", None), ended);
+        assert_eq!(counted(usize::MAX, "", mimalloc()), ended);
+        // 64 pools, of which the last was read in time; and one place where a segment of mimalloc's could be.
+        assert_eq!(counted(64, an_arena, None), ended);
+        assert_eq!(counted(65, an_arena, mimalloc()), ended);
+        assert_eq!(counted(65, an_arena, None), Ok(0));
+        assert_eq!(counted(66, an_arena, mimalloc()), Ok(0));
+    }
 
     fn measured(from: Sight, to: Sight, totals: Totals, from_start: bool) -> (f64, f64) {
         match Tally::of(from, to, &totals, from_start).coverage(0) {

@@ -8,6 +8,7 @@ mod budget;
 mod children;
 mod command;
 mod containers;
+mod durations;
 mod errors;
 mod exact;
 mod figures;
@@ -31,6 +32,7 @@ mod workers;
 
 use std::process::ExitCode;
 
+use durations::timed;
 use libtest_mimic::{Arguments, Trial};
 use machine::{Interpreter, cannot_trace, interpreters};
 
@@ -122,25 +124,29 @@ fn main() -> ExitCode {
         let ignored = !able || !runs_here() && !is_ci;
         match *kind {
             Check::Once(check) => {
-                trials.push(Trial::test(*name, move || done(check())).with_ignored_flag(ignored));
+                trials.push(
+                    Trial::test(*name, move || timed(name, || done(check()))).with_ignored_flag(ignored),
+                );
             }
             Check::Each(check) | Check::Free(check) => {
                 let is_free = matches!(*kind, Check::Free(_));
                 for interpreter in if is_free { machine::free_threaded() } else { found.clone() } {
                     let title = format!("{name}::{}", interpreter.label);
-                    let trial = Trial::test(title, move || done(check(&interpreter)));
+                    let trial = Trial::test(title, move || timed(name, || done(check(&interpreter))));
                     trials.push(trial.with_ignored_flag(ignored));
                 }
             }
             Check::One(check) => {
                 let interpreter = machine::preferred(&found);
-                let trial =
-                    Trial::test(*name, move || interpreter.map_or(Ok(()), |found| done(check(&found))));
+                let run = move || interpreter.map_or(Ok(()), |found| done(check(&found)));
+                let trial = Trial::test(*name, move || timed(name, run));
                 trials.push(trial.with_ignored_flag(ignored));
             }
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    durations::print();
+    conclusion.exit_code()
 }
 
 /// What `cargo xtask setup` brings besides the machine's own; groups of tests would vanish with it.
