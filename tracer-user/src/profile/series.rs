@@ -98,6 +98,13 @@ impl Series {
         self.looks.iter().filter(|look| look.figures.is_complete())
     }
 
+    /// What the program had requested at the latest look, or what was resident where the one is not known.
+    #[must_use]
+    pub fn requested_at_most(&self) -> Option<u64> {
+        let figures = &self.latest()?.figures;
+        figures.requested_bytes().or_else(|| figures.resident_bytes())
+    }
+
     /// What has changed from the first look at which everything was known to the latest; `None` if that is one.
     #[must_use]
     pub fn change(&self) -> Option<Change> {

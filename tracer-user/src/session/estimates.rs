@@ -9,7 +9,7 @@ use super::sampled::SampledStack;
 use super::windowed::Windowed;
 use crate::budget::interval::{Estimate, FEWEST_EFFECTIVE_WINDOWS};
 use crate::budget::leaks;
-use crate::profile::{Amount, Estimated, Growth, MILLION, Values, WindowSummary};
+use crate::profile::{Amount, Estimated, Growth, Live, LiveBy, MILLION, Values, WindowSummary};
 
 /// What is known of accounts.
 #[derive(Debug, Default)]
@@ -39,6 +39,32 @@ impl Estimates {
     /// Everything was seen.
     pub fn whole(cost_percent: Option<f64>) -> Self {
         Self { seen_fraction: 1.0, cost_percent, ..Self::default() }
+    }
+}
+
+/// Survivors that stand for so many times what all processes have requested are no living blocks (facts: window sampling, section 6).
+const TOO_MANY: f64 = 1.3;
+
+impl Estimates {
+    /// Takes back what is said of live memory where survivors stand for more than the processes hold: blocks that were freed unseen and handed out again look as if they lived.
+    pub fn doubt(&mut self, requested_bytes: u64) {
+        let summary = &mut self.summary;
+        let Some(known) = self.known.as_mut().filter(|_| summary.live() == Live::By(LiveBy::Survivors))
+        else {
+            return;
+        };
+        let lives = known.values.values().fold(0_u64, |sum, values| sum.saturating_add(values.live.bytes));
+        if lives as f64 <= requested_bytes as f64 * TOO_MANY {
+            return;
+        }
+        known.values.values_mut().for_each(|values| values.live = Amount::default());
+        known.estimated.values_mut().for_each(|estimated| estimated.live_bytes_error = None);
+        summary.knows_live = false;
+        summary.retained_in_place_of_live = true;
+        let [lives, requested] = [lives, requested_bytes].map(|bytes| bytes >> 20);
+        summary.live_unknown = Some(format!(
+            "what lives is not known: blocks that outlive their window stand for {lives} MiB, and {requested} MiB are requested; what was freed unseen and is used again looks alive"
+        ));
     }
 }
 

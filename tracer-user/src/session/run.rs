@@ -436,6 +436,11 @@ impl<'a> Session<'a> {
         };
         self.processes.disarm();
         let memory = self.looks.take().map(Looks::finish).unwrap_or_default();
+        let requested: Option<u64> = memory.iter().map(|(_, series)| series.requested_at_most()).sum();
+        let mut estimates = estimates;
+        if let (Some(estimates), Some(requested)) = (&mut estimates, requested) {
+            estimates.doubt(requested);
+        }
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };

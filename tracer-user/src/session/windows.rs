@@ -48,6 +48,8 @@ const ARMING_OF_TURNS: CyclePrior = CyclePrior { cycle: 7.5e-3, point: 60e-6 };
 /// Shortest and longest window of processes that ran already: many short ones see more of what a program does than few long ones, as arming costs little.
 const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(40);
+/// The last one in so many of a window's blocks is followed, and stands for the others. A power of two.
+const LATE_PART: usize = 4;
 /// How long a full window waits to be earned: twice what the governor remembers of what was earned.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -196,6 +198,10 @@ impl Windows {
     fn saw(&mut self, mut blocks: Vec<BlockSeen>, ended: Instant, processes: &Processes) {
         let Some(sampled) = &mut self.sampled else { return };
         blocks.retain(|block| block.window == self.number as u16);
+        // Of what came earlier much has been freed by now and handed out again at points that had no turn.
+        let early = blocks.len() - blocks.len() / LATE_PART;
+        blocks.drain(..early);
+        blocks.iter_mut().for_each(|block| block.level += LATE_PART.trailing_zeros() as u8);
         sampled.window(self.number as u32, blocks, ended);
         sampled.look_if_due(processes);
     }
