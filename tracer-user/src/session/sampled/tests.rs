@@ -11,7 +11,15 @@ use crate::session::processes::Processes;
 const SCALES: Scales = Scales { pymalloc: 100.0, malloc: 10.0, seconds: 50.0 };
 
 fn block(account: u32, address: u64, is_malloc: bool) -> BlockSeen {
-    BlockSeen { process: 3, account, address, bytes: if is_malloc { 1000 } else { 64 }, is_malloc, level: 1 }
+    BlockSeen {
+        process: 3,
+        account,
+        address,
+        bytes: if is_malloc { 1000 } else { 64 },
+        is_malloc,
+        level: 1,
+        window: 0,
+    }
 }
 
 /// Ten windows, each with a block of pymalloc's account 7 and two of malloc's account 9; all outlive their looks.

@@ -68,7 +68,7 @@ impl Windows {
         let events = did.iter().map(|did| did.events(by)).sum();
         match watch {
             Watch::Pops | Watch::Turn => {
-                self.rare.end_window(events, length >= window.length || traps >= window.traps)
+                self.rare.end_window(events, length >= window.length || traps >= window.traps);
             }
             _ => self.rare.end_other_window(),
         }
