@@ -159,6 +159,12 @@ impl Kernel {
         self.sizes
     }
 
+    /// Whether what is armed in one process is hit by that process alone.
+    #[must_use]
+    pub fn filters_by_process(&self) -> bool {
+        !self.filter_here
+    }
+
     /// Whether we are in a PID namespace of our own.
     #[must_use]
     pub fn is_namespaced(&self) -> bool {

@@ -119,7 +119,7 @@ impl<K> Default for Flows<K> {
 impl<K: Copy + Eq + Hash> Flows<K> {
     /// The process made progress outside stretches seen in full; that in windows is part of it. To be called for all of it.
     pub fn pass(&mut self, progress: f64) {
-        self.sampled += progress.max(0.0);
+        self.sampled = (self.sampled + progress).max(0.0);
     }
 
     /// A stretch that was seen in full.

@@ -55,6 +55,8 @@ pub struct Budget {
     pub opening: Duration,
     /// The target ran before this began: what it used in its first second counts, by half, for the nine seconds before it, so that something is known soon.
     pub ran_before: bool,
+    /// Everything is armed all the time where windows say that it fits. Not where windows take turns with points: each watches a part, and what fits is armed anyway.
+    pub stays_armed: bool,
     /// Factor by which all costs are taken too high: the budget holds as long as they are not known worse than that.
     pub margin: f64,
     /// What arming is taken to cost until that is known.
@@ -76,6 +78,7 @@ impl Budget {
             tail: Duration::from_millis(50),
             opening: Duration::ZERO,
             ran_before: false,
+            stays_armed: true,
             margin: 1.15,
             cycle: CyclePrior::default(),
             seed,
@@ -449,7 +452,10 @@ impl Governor {
     fn next_window(&mut self, seen: &Seen<'_>) -> Action {
         let disarming = self.disarming(seen);
         // Arming everything must be earned first, if ten seconds can earn it at all.
-        if self.fitting >= self.fitting_needed && self.ledger.earned() > 3.0 * disarming {
+        if self.budget.stays_armed
+            && self.fitting >= self.fitting_needed
+            && self.ledger.earned() > 3.0 * disarming
+        {
             if self.ledger.available() <= 2.0 * disarming {
                 return Action::Rest { look_again: seconds(LOOK_RESTING), why: Resting::Saving };
             }

@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::flows::{Flow, Flows, Taken, View};
 use super::interval::{Estimate, Interval};
+use super::pace::Correction;
 
 /// Events that windows must have seen together before they are weighed: 10 are ± 32 %, and the next stretch has others.
 const ENOUGH: f64 = 10.0;
@@ -61,6 +62,8 @@ pub struct Strata<K> {
     since: f64,
     /// Events in all windows.
     seen: f64,
+    /// Windows were left out because no event came for very long.
+    is_lost: bool,
 }
 
 impl<K> Default for Strata<K> {
@@ -72,6 +75,7 @@ impl<K> Default for Strata<K> {
             in_windows: 0.0,
             since: 0.0,
             seen: 0.0,
+            is_lost: false,
         }
     }
 }
@@ -107,6 +111,7 @@ impl<K: Copy + Eq + Hash> Strata<K> {
         if self.waiting.len() >= MOST_WAITING {
             let (events, _) = self.waiting.remove(0);
             self.in_windows -= events;
+            self.is_lost = true;
         }
         self.waiting.push((events, rows));
         if self.in_windows >= ENOUGH {
@@ -140,12 +145,24 @@ impl<K: Copy + Eq + Hash> Strata<K> {
 
     /// Whether windows saw enough events to say anything.
     pub fn is_known(&self) -> bool {
-        self.seen >= FEWEST
+        self.seen >= FEWEST && !self.is_lost
     }
 
     /// How many times the events of windows there were: what blocks of windows stand for, without weights.
     pub fn scale(&self) -> f64 {
         self.flows.plain_scale()
+    }
+
+    /// From now on fewer events are counted: `left` is the share of them that goes on to be.
+    pub fn leave_events(&mut self, left: f64) {
+        let gone = self.since * (1.0 - left.clamp(0.0, 1.0));
+        self.since -= gone;
+        self.flows.pass(-gone);
+    }
+
+    /// So many times as much was allocated outside of windows as the events say.
+    pub fn stretch(&mut self, factor: f64) {
+        self.flows.correct(Correction { factor, error: 0.0 });
     }
 
     /// Windows that were weighed.

@@ -181,7 +181,7 @@ impl<K: Copy + Eq + Hash, W: Words> Waiting<K, W> {
     }
 
     /// The address has been handed out: what was there is free.
-    fn handed_out(&mut self, place: Place) {
+    pub fn handed_out(&mut self, place: Place) {
         if let Some(waits) = self.blocks.remove(&place) {
             self.counts.reused += 1;
             self.windows

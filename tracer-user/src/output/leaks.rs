@@ -125,7 +125,7 @@ fn why_not(profile: &Profile) -> String {
         ),
         (_, Some(windows)) if windows.tails == 0 => {
             format!(
-                "recorded in budget mode without windows that watch frees, which growth is told from: {record}"
+                "recorded in budget mode without windows whose blocks were looked at for a second, which growth is told from: {record}"
             )
         }
         (_, Some(windows)) => format!(

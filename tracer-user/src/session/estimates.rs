@@ -58,7 +58,10 @@ impl Estimates {
             return;
         }
         known.values.values_mut().for_each(|values| values.live = Amount::default());
-        known.estimated.values_mut().for_each(|estimated| estimated.live_bytes_error = None);
+        for estimated in known.estimated.values_mut() {
+            // Of the same blocks.
+            (estimated.live_bytes_error, estimated.age_milliseconds, estimated.growth) = (None, None, None);
+        }
         summary.knows_live = false;
         summary.retained_in_place_of_live = true;
         let [lives, requested] = [lives, requested_bytes].map(|bytes| bytes >> 20);

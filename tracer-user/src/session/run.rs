@@ -25,6 +25,9 @@ use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
 use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
 
+/// Records that are read in a row: more than the ring buffer holds of the smallest.
+const MOST_RECORDS: u32 = 1 << 19;
+
 /// Somebody who is told how it goes.
 pub trait Observer {
     /// Called about ten times a second.
@@ -203,7 +206,9 @@ impl<'a> Session<'a> {
         let Some(windows) = &mut self.windows else { return Ok(()) };
         let was_whole = windows.is_whole();
         let blocks = || {
-            while let Some(record) = self.ring.next() {
+            // Processes may write as fast as this reads.
+            for _ in 0..MOST_RECORDS {
+                let Some(record) = self.ring.next() else { break };
                 self.told.extend(self.recorder.take(&record));
             }
             self.recorder.take_blocks()
@@ -436,7 +441,8 @@ impl<'a> Session<'a> {
         };
         self.processes.disarm();
         let memory = self.looks.take().map(Looks::finish).unwrap_or_default();
-        let requested: Option<u64> = memory.iter().map(|(_, series)| series.requested_at_most()).sum();
+        let requested =
+            memory.iter().filter_map(|(_, series)| series.requested_at_most()).reduce(|sum, of| sum + of);
         let mut estimates = estimates;
         if let (Some(estimates), Some(requested)) = (&mut estimates, requested) {
             estimates.doubt(requested);

@@ -69,6 +69,7 @@ pub struct Sampled {
     owners: FxHashMap<u32, Owner>,
     eyes: FxHashMap<u16, Eye>,
     pace: LookPace,
+    checks: u64,
     /// When survivors are looked at next.
     next_check: Duration,
 }
@@ -95,19 +96,24 @@ impl Sampled {
             owners: FxHashMap::default(),
             eyes: FxHashMap::default(),
             pace: LookPace::default(),
+            checks: 0,
             next_check: Duration::ZERO,
         }
     }
 
-    /// A window is over; the last block at an address is whose block it is now. Numbers of windows grow.
-    pub fn window(&mut self, number: u32, blocks: Vec<BlockSeen>, ended: Instant) {
+    /// A window is over; the last block at an address is whose block it is now. Those before `early` are not followed, and only end what was there. Numbers of
+    /// windows grow.
+    pub fn window(&mut self, number: u32, blocks: Vec<BlockSeen>, early: usize, ended: Instant) {
         let ended = ended.saturating_duration_since(self.began);
         let mut last: FxHashMap<Place, Candidate<u32>> = FxHashMap::default();
-        for block in blocks {
-            last.insert(place(block.process, block.address), candidate(&block));
-        }
-        for place in last.keys() {
-            self.survivors.iter_mut().for_each(|survivors| survivors.handed_out(*place, ended));
+        for (number, block) in blocks.into_iter().enumerate() {
+            let place = place(block.process, block.address);
+            self.survivors.iter_mut().for_each(|survivors| survivors.handed_out(place, ended));
+            if number < early {
+                self.waiting.handed_out(place);
+            } else {
+                last.insert(place, candidate(&block));
+            }
         }
         let mut stretches: Vec<_> = last.keys().map(|place| stretch(*place)).collect();
         stretches.sort_unstable();
@@ -131,6 +137,19 @@ impl Sampled {
         if is_check_due || self.waiting.next_look().is_some_and(|next| next <= now) {
             self.look(processes, now, is_check_due);
         }
+    }
+
+    /// Looks at those that wait if it is time to.
+    pub fn look_at_waiting(&mut self, processes: &Processes) {
+        let now = self.began.elapsed();
+        if self.waiting.next_look().is_some_and(|next| next <= now) {
+            self.look(processes, now, false);
+        }
+    }
+
+    /// Looks at survivors so far.
+    pub fn looks(&self) -> u64 {
+        self.checks
     }
 
     /// Looks at all that lives, before a report.
@@ -171,6 +190,7 @@ impl Sampled {
         let (found, reads) = self.find(processes, wanted, all_survivors);
         self.settle(now, &found);
         if all_survivors {
+            self.checks += 1;
             self.check(now, &found);
             self.next_check = now + self.pace.until_next(reads);
         }

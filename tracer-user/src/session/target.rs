@@ -180,8 +180,7 @@ impl Traced {
     /// Removes the copies of this process's breakpoints from a child that is not recorded: the kernel removes a breakpoint when
     /// the last probe that wants it in a process goes, so one is made that does.
     pub fn wipe(&self, kernel: &mut Kernel, pid: u32) {
-        // What a window leaves in a child goes when the window ends.
-        if self.beginning.is_some() || self.is_windowed && self.armed.is_empty() {
+        if self.beginning.is_some() {
             return;
         }
         // Number 0 is no process: nothing would be counted even if something ran.

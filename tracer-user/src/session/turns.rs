@@ -34,6 +34,9 @@ struct Plan {
     is_cold: Vec<bool>,
     /// Each has been watched.
     is_learned: bool,
+    has_drawn: bool,
+    /// Hits in a second, when that was last asked.
+    latest: Vec<f64>,
     /// Those of the others that windows have yet to watch.
     turns: Vec<Vec<usize>>,
     /// Each hit counts `1 << level` times: for the turns that do not watch the point.
@@ -65,6 +68,7 @@ impl Turns {
                 Plan {
                     first,
                     hits: vec![(0.0, 0.0); pops],
+                    latest: vec![0.0; pops],
                     levels: vec![None; pops],
                     kept: vec![None; pops],
                     hot: vec![Some(0); pops],
@@ -76,7 +80,7 @@ impl Turns {
 
     /// Whether windows have watched every point of an interpreter that has not been sorted.
     pub fn wants_sorting(&self) -> bool {
-        self.plans.values().any(|plan| plan.is_cold.is_empty() && plan.is_learned)
+        self.plans.values().any(|plan| plan.is_cold.is_empty() && plan.is_learned && !plan.hits.is_empty())
     }
 
     /// Whether there are points that no window has watched yet.
@@ -131,26 +135,38 @@ impl Turns {
         }
     }
 
-    /// Those that are hit most of what is armed all the time are no longer, until the rest is what may be hit. Whether there were any.
-    pub fn evict(&mut self, most: Most) -> bool {
+    /// Those that are hit most of what is armed all the time are no longer, until the rest is what may be hit. The share of hits that is left.
+    pub fn evict(&mut self, most: Most) -> f64 {
         let interpreters = self.plans.len().max(1) as f64;
-        let mut has_changed = false;
+        let (mut all, mut left) = (0.0, 0.0);
         for plan in self.plans.values_mut() {
             let rates = plan.rates();
-            let of_cold = |point: usize| if plan.is_cold[point] { rates[point] } else { f64::INFINITY };
+            // Who was seldom hit for a minute and is hit all the time now must go now.
+            let now = |point: usize| rates[point].max(plan.latest.get(point).copied().unwrap_or(0.0));
+            let of_cold = |point: usize| if plan.is_cold[point] { now(point) } else { f64::INFINITY };
             let rates: Vec<f64> = (0..plan.is_cold.len()).map(of_cold).collect();
             let is_cold = cold(&rates, most.kept / interpreters);
+            all += rates.iter().filter(|rate| rate.is_finite()).sum::<f64>();
+            left += rates
+                .iter()
+                .zip(&is_cold)
+                .filter(|(_, is_cold)| **is_cold)
+                .map(|(rate, _)| rate)
+                .sum::<f64>();
             if is_cold != plan.is_cold {
-                has_changed = true;
                 plan.set_cold(is_cold);
             }
         }
-        has_changed
+        if all > 0.0 { left / all } else { 1.0 }
     }
 
     /// Draws what the next window arms.
-    pub fn draw(&mut self, most: Most, random: &mut fastrand::Rng) {
-        for plan in self.plans.values_mut() {
+    pub fn draw(&mut self, running: &[&Traced], most: Most, random: &mut fastrand::Rng) {
+        for (number, plan) in &mut self.plans {
+            if !running.iter().any(|traced| traced.plan_number() == *number) {
+                plan.levels.fill(None);
+                continue;
+            }
             plan.draw(most.turn, random);
         }
     }
@@ -161,7 +177,7 @@ impl Turns {
         let now: [u64; POINTS as usize] = kernel.words("HEAT", 0)?;
         self.before.resize(now.len(), 0);
         for plan in self.plans.values_mut() {
-            plan.is_learned |= plan.is_cold.is_empty() && plan.turns.is_empty();
+            plan.is_learned |= plan.has_drawn && plan.is_cold.is_empty() && plan.turns.is_empty();
             for point in 0..plan.hits.len() {
                 let number = (plan.first + point) % POINTS as usize;
                 let hits = now[number].wrapping_sub(self.before[number]) as f64;
@@ -171,6 +187,9 @@ impl Turns {
                 if is_kept || is_drawn {
                     let known = &mut plan.hits[point];
                     *known = (known.0 * KEEP + hits, known.1 * KEEP + time);
+                    if let Some(latest) = plan.latest.get_mut(point) {
+                        *latest = hits / time.max(LEAST_SECONDS);
+                    }
                 }
             }
         }
@@ -196,6 +215,7 @@ impl Plan {
     }
 
     fn draw(&mut self, most: f64, random: &mut fastrand::Rng) {
+        self.has_drawn = true;
         if self.turns.is_empty() {
             let is_cold = |point: &usize| self.is_cold.get(*point).copied().unwrap_or(false);
             let hot: Vec<usize> = (0..self.hits.len()).filter(|point| !is_cold(point)).collect();
@@ -234,11 +254,11 @@ mod tests {
         let mut turns = Turns { plans: FxHashMap::from_iter([(1, plan())]), ..Turns::default() };
         let most = Most { kept: 100.0, turn: 1e6 };
         turns.sort(most);
-        assert!(!turns.evict(most));
+        assert!(turns.evict(most) >= 1.0);
         turns.plans.get_mut(&1).unwrap().hits[0] = (50.0, 0.1);
-        assert!(turns.evict(most));
+        assert!(turns.evict(most) < 0.01);
         assert_eq!(turns.plans[&1].kept, [None, Some(0), None, None, None, None]);
-        assert!(!turns.evict(most));
+        assert!(turns.evict(most) >= 1.0);
     }
 
     #[test]
@@ -248,8 +268,8 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(3);
         let mut seen = [0; 6];
         for _ in 0..4 {
-            turns.draw(Most { kept: 100.0, turn: 1e6 }, &mut random);
-            let plan = &turns.plans[&1];
+            let plan = turns.plans.get_mut(&1).unwrap();
+            plan.draw(1e6, &mut random);
             for (point, level) in plan.levels.iter().enumerate() {
                 seen[point] += level.map_or(0, |level| 1 << level) / 4;
             }

@@ -26,6 +26,10 @@ pub struct Windowed {
     /// Pymalloc's again, where the rare events are watched all the time.
     strata: Strata<u32>,
     is_by_kept: bool,
+    /// Its own work before any were counted, in seconds.
+    before_events: f64,
+    /// It has ended, at this age.
+    ended: Option<Duration>,
     /// They are no longer.
     has_left_strata: bool,
     /// What windows saw since this was last asked: it is in what comes next once more.
@@ -58,6 +62,11 @@ const RECENT: f64 = 1.5;
 /// Seconds armed from which user time, which is counted in ticks of 4 ms as a rule, tells what traps cost: 75 of them are ± 12 %.
 const TICKS_TELL: f64 = 0.3;
 
+/// Ticks of traps below which they say nothing: 30 are ± 18 %.
+const FEWEST_TICKS: f64 = 30.0;
+/// What a trap takes at the least.
+const LEAST_TRAP_NANOSECONDS: f64 = 300.0;
+
 /// Seconds of a tick, at the usual 250 in a second.
 const TICK: f64 = 4e-3;
 
@@ -72,6 +81,8 @@ pub struct Opened {
     pub represents: Duration,
     /// Whether malloc is watched all the time.
     pub keeps_malloc: bool,
+    /// Whether events are counted that are watched all the time.
+    pub has_events: bool,
 }
 
 /// What was seen of a stretch outside of windows.
@@ -96,6 +107,8 @@ impl Windowed {
     pub fn new(at: Meter, is_by_kept: bool) -> Self {
         Self {
             is_by_kept,
+            before_events: 0.0,
+            ended: None,
             pymalloc: Flows::default(),
             malloc: Flows::default(),
             strata: Strata::default(),
@@ -153,6 +166,7 @@ impl Windowed {
         self.unarmed.1 += seconds - did.user.as_secs_f64();
         self.pymalloc.pass(progress);
         if whole == Whole::Nothing {
+            self.before_events += progress;
             self.malloc.pass(progress);
             return outside;
         }
@@ -176,6 +190,16 @@ impl Windowed {
     /// From now on pools alone are watched all the time.
     pub fn leave_malloc(&mut self) {
         self.strata.begin_anew();
+    }
+
+    /// From now on fewer events are counted, of which `left` is the share.
+    pub fn leave_events(&mut self, left: f64) {
+        self.strata.leave_events(left);
+    }
+
+    /// How long it has been there.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// From now on nothing is watched all the time: windows are weighed by time, and always were beside.
@@ -218,6 +242,7 @@ impl Windowed {
         let outside = self.look(now).without(std::mem::take(&mut self.booked));
         self.strata.pass(outside.events(self.by(with_malloc)) as f64, []);
         self.is_over = true;
+        self.ended = Some(self.began.elapsed());
     }
 
     /// Whether [`Windowed::end`] has been called.
@@ -243,7 +268,7 @@ impl Windowed {
 
     /// Books what a window saw.
     pub fn book(&mut self, opened: Opened, did: Did, clock: &TrapClock, rows: &[drain::Taken]) {
-        let Opened { watch, armed, represents, keeps_malloc } = opened;
+        let Opened { watch, armed, represents, keeps_malloc, has_events } = opened;
         self.booked = self.booked.plus(did);
         self.book_kept(rows);
         let utilisation = self.utilisation();
@@ -284,7 +309,9 @@ impl Windowed {
         believed.2 += weight * did.traps as f64;
         let flows = if is_full { &mut self.pymalloc } else { &mut self.malloc };
         flows.window(view, values(rows, !is_full));
-        if watch.draws_pops() && watch != Watch::Allocations {
+        if watch == Watch::Turn && !has_events {
+            // Before any event was counted: by time alone.
+        } else if watch.draws_pops() && watch != Watch::Allocations {
             self.strata.window(did.events(self.by(keeps_malloc)) as f64, strata_rows(rows));
         } else {
             self.strata.pass(did.events(self.by(keeps_malloc)) as f64, strata_rows(rows));
@@ -324,7 +351,9 @@ impl Windowed {
         let (seconds, kernel, traps) = self.armed;
         let usual = if self.unarmed.0 > TICKS_TELL { self.unarmed.1 / self.unarmed.0 } else { 0.0 };
         let by_traps = (kernel - seconds * usual.clamp(0.0, 1.0)).max(0.0);
-        (seconds >= TICKS_TELL && traps >= 1000.0).then(|| (by_traps / traps * 1e9).min(50_000.0))
+        // A trap without a program takes 300 ns (design: F1).
+        let each = (by_traps / traps * 1e9).clamp(LEAST_TRAP_NANOSECONDS, 50_000.0);
+        (seconds >= TICKS_TELL && by_traps >= FEWEST_TICKS * TICK && traps >= 1000.0).then_some(each)
     }
 
     /// Ticks of the kernel that traps took; `None`: not known.
@@ -354,6 +383,10 @@ impl Windowed {
         self.paces.iter_mut().for_each(|pace| pace.set_trap(beside));
         if let Some(correction) = self.by_time(self.rare, beside) {
             self.malloc.correct(correction);
+        }
+        let (all, before) = (self.pymalloc.progress(), self.before_events);
+        if self.is_by_kept && before > 0.0 && all > before {
+            self.strata.stretch(all / (all - before));
         }
         // Windows that take turns slow a process little, so that time tells.
         if self.is_by_kept {
@@ -398,7 +431,11 @@ impl Windowed {
     /// How many times what windows saw there was, since it came.
     pub fn scales(&self) -> Scales {
         let pymalloc = if self.has_strata() { self.strata.scale() } else { self.pymalloc.plain_scale() };
-        Scales { pymalloc, malloc: self.malloc.plain_scale(), seconds: self.began.elapsed().as_secs_f64() }
+        Scales {
+            pymalloc,
+            malloc: self.malloc.plain_scale(),
+            seconds: self.ended.unwrap_or_else(|| self.began.elapsed()).as_secs_f64(),
+        }
     }
 
     /// Seconds of its own work, and those of them in which pymalloc's blocks were seen.
@@ -417,8 +454,7 @@ fn strata_rows(rows: &[drain::Taken]) -> impl Iterator<Item = Row<u32>> {
     let of_pymalloc = rows.iter().filter(|row| !row.is_malloc);
     of_pymalloc.map(|row| {
         let taken = Taken { bytes: row.bytes as f64, count: row.count as f64, ..Taken::default() };
-        // Where the ones are counted, the others are not told.
-        Row { stack: row.account, taken, events: row.pools.max(row.kept_count) as f64 }
+        Row { stack: row.account, taken, events: row.pools as f64 }
     })
 }
 

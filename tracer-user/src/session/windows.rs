@@ -48,6 +48,8 @@ const ARMING_OF_TURNS: CyclePrior = CyclePrior { cycle: 7.5e-3, point: 60e-6 };
 /// Shortest and longest window of processes that ran already: many short ones see more of what a program does than few long ones, as arming costs little.
 const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(40);
+/// With fewer blocks than this all of a window's are followed.
+const FEW_BLOCKS: usize = 64;
 /// The last one in so many of a window's blocks is followed, and stands for the others. A power of two.
 const LATE_PART: usize = 4;
 /// How long a full window waits to be earned: twice what the governor remembers of what was earned.
@@ -126,8 +128,15 @@ impl Windows {
         let cycle = if attached { CYCLE_OF_TURNS } else { CYCLE };
         let shortest = if attached { SHORTEST } else { budget.shortest };
         let longest = if attached { LONGEST } else { budget.longest };
-        let budget =
-            Budget { tail: Duration::ZERO, cycle, shortest, longest, ran_before: attached, ..budget };
+        let budget = Budget {
+            tail: Duration::ZERO,
+            cycle,
+            shortest,
+            longest,
+            ran_before: attached,
+            stays_armed: !attached,
+            ..budget
+        };
         let now = Instant::now();
         Ok(Self {
             governor: Governor::new(budget),
@@ -194,16 +203,23 @@ impl Windows {
         }
     }
 
-    /// Blocks that the latest window saw; what is of earlier ones is left out.
-    fn saw(&mut self, mut blocks: Vec<BlockSeen>, ended: Instant, processes: &Processes) {
+    /// Blocks that the latest window saw in the processes that it was drawn for; what is of earlier ones, or came at points that are armed all the time beside it,
+    /// is left out.
+    fn saw(&mut self, mut blocks: Vec<BlockSeen>, chosen: &[&Traced], ended: Instant, processes: &Processes) {
         let Some(sampled) = &mut self.sampled else { return };
-        blocks.retain(|block| block.window == self.number as u16);
+        let is_of_malloc = self.turn.0 == Watch::Mallocs;
+        blocks.retain(|block| {
+            let is_drawn = chosen.iter().any(|traced| traced.slot.number == block.process);
+            is_drawn && block.window == self.number as u16 && block.is_malloc == is_of_malloc
+        });
         // Of what came earlier much has been freed by now and handed out again at points that had no turn.
-        let early = blocks.len() - blocks.len() / LATE_PART;
-        blocks.drain(..early);
-        blocks.iter_mut().for_each(|block| block.level += LATE_PART.trailing_zeros() as u8);
-        sampled.window(self.number as u32, blocks, ended);
-        sampled.look_if_due(processes);
+        let early = if blocks.len() >= FEW_BLOCKS { blocks.len() - blocks.len() / LATE_PART } else { 0 };
+        if early > 0 {
+            let late = blocks.iter_mut().skip(early);
+            late.for_each(|block| block.level += LATE_PART.trailing_zeros() as u8);
+        }
+        sampled.window(self.number as u32, blocks, early, ended);
+        sampled.look_at_waiting(processes);
     }
 
     /// When [`Windows::step`] wants to be called; `None`: no more.
@@ -257,8 +273,14 @@ impl Windows {
         self.stepped = now;
         match action {
             Action::Rest { look_again, why } => {
-                if why == Resting::TooDear && self.turn.0 == Watch::Allocations {
-                    self.turn = (Watch::Rare, now);
+                if why == Resting::TooDear {
+                    // What costs less may fit.
+                    let cheaper = match self.turn.0 {
+                        Watch::Allocations => Watch::Rare,
+                        Watch::Turn => Watch::Mallocs,
+                        same => same,
+                    };
+                    self.turn = (cheaper, now);
                 }
                 self.due = now + look_again;
                 self.end_stretch(kernel, processes)
@@ -368,6 +390,7 @@ impl Windows {
         }
         self.end_stretch(kernel, processes)?;
         self.sampled.iter_mut().for_each(|sampled| sampled.last_look(processes));
+        self.base.disarm();
         self.look(kernel, processes)
     }
 
@@ -389,12 +412,13 @@ impl Windows {
         let summary = WindowSummary {
             opened: self.opened,
             full: self.full,
-            knows_live: sampled.is_some() || self.kept.as_ref().is_some_and(|kept| kept.unknown().is_none()),
+            knows_live: self.knows_sampled()
+                || self.kept.as_ref().is_some_and(|kept| kept.unknown().is_none()),
             live_by: if sampled.is_some() { LiveBy::Survivors } else { LiveBy::Pools },
             tails: sampled.map_or(0, Sampled::windows_looked_at),
+            looks: sampled.map_or(looks.number, Sampled::looks),
             survivors: sampled.map_or(0, Sampled::count_survivors),
             live_unknown: self.why_not.take().or(why_not).or_else(|| self.unknown_of_sampled()),
-            looks: looks.number,
             longest_look_gap_nanoseconds: u64::try_from(looks.longest_gap.as_nanos()).unwrap_or(u64::MAX),
             stopped: self.stopped.map(|stopped| stopped.to_string()),
             ..WindowSummary::default()
@@ -403,6 +427,12 @@ impl Windows {
         slots.into_iter().try_for_each(|slot| self.add_up(kernel, slot))?;
         let estimates = std::mem::take(&mut self.sums).finish(summary);
         Ok(Estimates { cost_percent: cost_percent(&self.governor), ..estimates })
+    }
+
+    /// Whether anything is known of what lives by looking at blocks.
+    fn knows_sampled(&self) -> bool {
+        let is_known = |sampled: &Sampled| self.processes.keys().any(|slot| sampled.unknown(*slot).is_none());
+        self.sampled.as_ref().is_some_and(is_known)
     }
 
     /// What of what lives is not known where blocks are looked at.

@@ -33,7 +33,7 @@ fn sampled() -> Sampled {
             block(9, at + 64, true),
             block(9, at + 4096, true),
         ];
-        sampled.window(number, blocks, Instant::now());
+        sampled.window(number, blocks, 0, Instant::now());
     }
     let after = sampled.began.elapsed() + Duration::from_secs(2);
     let found: FoundAt =
@@ -83,7 +83,7 @@ fn what_is_gone_is_not_live_and_still_was_retained() {
 fn a_window_whose_looks_are_not_over_is_left_out_of_what_is_retained() {
     let mut sampled = sampled();
     let before = stack(&sampled, 7).unwrap().retained_bytes_per_second.value();
-    sampled.window(11, vec![block(7, 1 << 30, false)], Instant::now());
+    sampled.window(11, vec![block(7, 1 << 30, false)], 0, Instant::now());
     close(stack(&sampled, 7).unwrap().retained_bytes_per_second.value(), before * 11.0 / 10.0);
 }
 
@@ -91,7 +91,7 @@ fn a_window_whose_looks_are_not_over_is_left_out_of_what_is_retained() {
 fn looks_are_due_at_once_and_without_a_process_say_nothing() {
     let mut sampled = Sampled::new(1);
     assert!(sampled.next_look().is_none());
-    sampled.window(1, vec![block(7, 1 << 20, false)], Instant::now());
+    sampled.window(1, vec![block(7, 1 << 20, false)], 0, Instant::now());
     assert!(sampled.next_look().is_some_and(|next| next <= Instant::now()));
     sampled.look_if_due(&Processes::default());
     assert!(sampled.next_look().is_some_and(|next| next > Instant::now()));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{Windows, most_points};
-use crate::attach::{Armed, Disarming, Kernel, Pops, Watch, begin_to_disarm};
+use crate::attach::{Armed, Kernel, Pops, Watch, disarm};
 use crate::budget::governor::{CycleSeen, Points, Window};
 use crate::session::SessionError;
 use crate::session::meter::Events;
@@ -32,6 +32,8 @@ const RECENT: f64 = 5.0;
 const FEWEST_EVENTS: f64 = 20.0;
 /// Points that are armed together.
 const CHUNK: usize = 12;
+/// Age at which a process is taken to stay.
+const SETTLED: Duration = Duration::from_secs(1);
 /// What it costs to arm a point that is hardly hit.
 const POINT: Duration = Duration::from_micros(30);
 /// Seconds' worth of what is allowed at which it is too much at once.
@@ -46,7 +48,6 @@ pub(super) struct Base {
     armed: FxHashMap<u16, Vec<Chunk>>,
     /// Those of which arming has failed.
     failed: FxHashSet<u16>,
-    disarming: Option<Disarming>,
     learned: Instant,
     /// Events and the seconds in which they came; what is older than [`RECENT`] hardly counts.
     rate: (f64, f64),
@@ -69,7 +70,6 @@ impl Default for Base {
         Self {
             armed: FxHashMap::default(),
             failed: FxHashSet::default(),
-            disarming: None,
             learned: now,
             rate: (0.0, 0.0),
             passed: now,
@@ -99,17 +99,9 @@ impl Base {
         (events >= FEWEST_EVENTS && seconds > 0.0).then(|| events / seconds)
     }
 
-    /// Disarms all, and does not wait for it.
+    /// Disarms all.
     pub fn disarm(&mut self) {
-        let chunks = std::mem::take(&mut self.armed).into_values().flatten();
-        self.give_up(chunks.collect());
-    }
-
-    fn give_up(&mut self, chunks: Vec<Chunk>) {
-        if !chunks.is_empty() {
-            self.disarming =
-                Some(begin_to_disarm(chunks.into_iter().flat_map(|chunk| chunk.links).collect()));
-        }
+        disarm(std::mem::take(&mut self.armed).into_values().flatten().flat_map(|chunk| chunk.links));
     }
 }
 
@@ -133,49 +125,69 @@ impl Windows {
         let Some(turns) = &mut self.turns else { return Ok(()) };
         turns.meet(running);
         self.sort_if_due(kernel)?;
-        let Some(turns) = &mut self.turns else { return Ok(()) };
-        let is_gone = |slot: &u16| !running.iter().any(|traced| traced.slot.number == *slot);
-        let gone: Vec<u16> = self.base.armed.keys().copied().filter(is_gone).collect();
-        let gone: Vec<Chunk> =
-            gone.iter().filter_map(|slot| self.base.armed.remove(slot)).flatten().collect();
-        self.base.give_up(gone);
-        self.base.failed.retain(|slot| !is_gone(slot));
+        // Where links are for all processes of a file, what is cold in ours may be hit by the million in others.
+        if !kernel.filters_by_process() {
+            return Ok(());
+        }
+        self.disarm_evicted(running);
+        let Some(turns) = &self.turns else { return Ok(()) };
+        // One at a time, and none that may end at once: arming costs as much as many windows.
+        let is_new = |slot: u16| {
+            let one = self.processes.get(&slot);
+            one.is_none_or(|one| one.age() < SETTLED)
+        };
+        let wants = |traced: &&&Traced| {
+            let slot = traced.slot.number;
+            !self.base.failed.contains(&slot) && !is_new(slot) && !self.missing(turns, traced).is_empty()
+        };
+        let Some(traced) = running.iter().find(wants) else { return Ok(()) };
+        let (missing, kept) = (self.missing(turns, traced), turns.kept(traced));
         let begun = Instant::now();
-        let mut points = 0;
-        for traced in running {
-            if self.base.failed.contains(&traced.slot.number) {
-                continue;
-            }
-            let kept = turns.kept(traced);
-            let chunks = self.base.armed.entry(traced.slot.number).or_default();
-            let (stay, leave) = std::mem::take(chunks)
-                .into_iter()
-                .partition(|chunk| chunk.points.iter().all(|point| is_armed(kept, *point)));
-            *chunks = stay;
-            let there: FxHashSet<usize> =
-                chunks.iter().flat_map(|chunk| chunk.points.iter().copied()).collect();
-            let all = 0..kept.levels.map_or(0, <[_]>::len);
-            let missing: Vec<usize> =
-                all.filter(|point| is_armed(kept, *point) && !there.contains(point)).collect();
-            for some in missing.chunks(CHUNK) {
-                match arm_some(kernel, traced, kept, some) {
-                    Ok(links) => chunks.push(Chunk { points: some.to_vec(), links }),
-                    Err(_) if traced.has_ended() => break,
-                    // Without it windows are weighed by time.
-                    Err(error) => {
-                        tracing::debug!(%error, "what is armed all the time");
-                        self.base.failed.insert(traced.slot.number);
-                        break;
-                    }
+        let mut chunks = Vec::new();
+        for some in missing.chunks(CHUNK) {
+            match arm_some(kernel, traced, kept, some) {
+                Ok(links) => chunks.push(Chunk { points: some.to_vec(), links }),
+                Err(_) if traced.has_ended() => break,
+                // Without it windows are weighed by time.
+                Err(error) => {
+                    tracing::debug!(%error, "what is armed all the time");
+                    self.base.failed.insert(traced.slot.number);
+                    break;
                 }
-                points += some.len();
             }
-            self.base.give_up(leave);
         }
-        if points > 0 {
-            self.charge(points, begun.elapsed());
-        }
+        self.base.armed.entry(traced.slot.number).or_default().append(&mut chunks);
+        self.charge(missing.len(), begun.elapsed());
         Ok(())
+    }
+
+    /// What is to be armed all the time in a process and is not.
+    fn missing(&self, turns: &Turns, traced: &Traced) -> Vec<usize> {
+        let kept = turns.kept(traced);
+        let chunks = self.base.armed.get(&traced.slot.number).into_iter().flatten();
+        let there: FxHashSet<usize> = chunks.flat_map(|chunk| chunk.points.iter().copied()).collect();
+        let all = 0..kept.levels.map_or(0, <[_]>::len);
+        all.filter(|point| is_armed(kept, *point) && !there.contains(point)).collect()
+    }
+
+    /// Disarms what is no longer to be armed all the time, and what was armed in processes that have gone or could not be armed wholly.
+    fn disarm_evicted(&mut self, running: &[&Traced]) {
+        let Some(turns) = &self.turns else { return };
+        let mut leave = Vec::new();
+        for (slot, chunks) in &mut self.base.armed {
+            let traced = running.iter().find(|traced| traced.slot.number == *slot);
+            let kept = traced.filter(|_| !self.base.failed.contains(slot)).map(|traced| turns.kept(traced));
+            let stays = |chunk: &Chunk| {
+                kept.is_some_and(|kept| chunk.points.iter().all(|point| is_armed(kept, *point)))
+            };
+            let (stay, go) = std::mem::take(chunks).into_iter().partition(stays);
+            *chunks = stay;
+            leave.extend::<Vec<Chunk>>(go);
+        }
+        self.base.armed.retain(|_, chunks| !chunks.is_empty());
+        self.base.failed.retain(|slot| running.iter().any(|traced| traced.slot.number == *slot));
+        // What is armed anew must not count twice: this waits until they are gone.
+        disarm(leave.into_iter().flat_map(|chunk| chunk.links));
     }
 
     /// Adds what arming has cost to what the governor will be told.
@@ -205,7 +217,7 @@ impl Windows {
         }
         let most = self.most();
         match &mut self.turns {
-            Some(turns) => turns.draw(most, &mut self.random),
+            Some(turns) => turns.draw(running, most, &mut self.random),
             None => self.heats.draw(running, Some(window.optional as usize), &mut self.random),
         }
     }
@@ -261,11 +273,13 @@ impl Windows {
         if wants_sorting {
             turns.sort(most);
         }
-        let has_evicted = is_too_dear && turns.evict(most);
-        if has_evicted {
+        let left = if is_too_dear { turns.evict(most) } else { 1.0 };
+        if left < 1.0 {
             self.base.rate = (0.0, 0.0);
+            // What came at those that leave is no longer counted: what was counted until now must not weigh windows that come.
+            self.processes.values_mut().for_each(|one| one.leave_events(left));
         }
-        tracing::debug!(?most, has_evicted, kept = turns.count_kept(), "points are sorted");
+        tracing::debug!(?most, left, kept = turns.count_kept(), "points are sorted");
         Ok(())
     }
 

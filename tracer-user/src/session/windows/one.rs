@@ -74,9 +74,13 @@ impl Windows {
         }
         self.clock.end(kernel, traps, watch.draws_pops())?;
         // Before anything else: what is freed meanwhile is handed out again, and looks as alive as before.
-        self.saw(blocks(), start + length, processes);
+        self.saw(blocks(), &chosen, start + length, processes);
         // One after the other: two at once would hold up the process longer.
         self.disarming = Some(begin_to_disarm(armed));
+        // Traps since it closed have counted nothing, and cost what they cost.
+        let late = (start.elapsed().saturating_sub(length)).as_secs_f64();
+        let uncounted = traps as f64 * late / length.as_secs_f64().max(1e-3) * self.trap_nanoseconds() * 1e-9;
+        let uncounted = Duration::try_from_secs_f64(uncounted.min(late)).unwrap_or_default();
         let represents = window.represents.mul_f64(all as f64 / chosen.len().max(1) as f64);
         self.opened += 1;
         self.full += u64::from(watch.draws_pops());
@@ -92,7 +96,13 @@ impl Windows {
             _ => Watch::Rare,
         };
         self.turn = (next, Instant::now());
-        let opened = Opened { watch, armed: length, represents, keeps_malloc: self.keeps_malloc };
+        let opened = Opened {
+            watch,
+            armed: length,
+            represents,
+            keeps_malloc: self.keeps_malloc,
+            has_events: self.has_clock(),
+        };
         for (traced, did) in chosen.iter().zip(&did) {
             let rows = rows.remove(&traced.slot.number).unwrap_or_default();
             if let Some(one) = self.processes.get_mut(&traced.slot.number) {
@@ -116,7 +126,7 @@ impl Windows {
             self.learn(kernel, natural)?;
         }
         let points = u32::try_from(points).unwrap_or(u32::MAX);
-        let cost = cost_of_cycle(points, arming, self.turns.is_some());
+        let cost = cost_of_cycle(points, arming, self.turns.is_some()) + uncounted;
         self.cycle = Some(CycleSeen { points, cost, armed: length, traps });
         let cpu: Duration = did.iter().map(|did| did.cpu).sum();
         let rare: u64 = events;
