@@ -38,7 +38,7 @@ pub struct WindowSummary {
     pub opened: u64,
     /// Those of them that watched pymalloc's blocks; the others watched malloc's.
     pub full: u64,
-    /// Those of them that had a whole tail in which only frees were watched; retained flow is known where there are any.
+    /// Those of them whose blocks have been looked at for a second; retained flow is known where there are any.
     pub tails: u64,
     /// Whether it is known what lives; by pools, also what lived at the peak.
     pub knows_live: bool,
