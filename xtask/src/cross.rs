@@ -42,15 +42,10 @@ pub fn build(runner: &impl Runner, build: Build) -> Result<PathBuf> {
     let status = cargo.to_command().status().context("failed to start cargo")?;
     ensure!(status.success(), "`{cargo}` failed");
     let folder = match build {
-        Build::Release => root.join("target").join(TARGET).join("release"),
-        Build::Tests => tests_folder().join(TARGET).join("debug"),
+        Build::Release => "release",
+        Build::Tests => "debug",
     };
-    Ok(folder.join("alloctrace"))
-}
-
-/// A target folder of its own: whoever builds in the other one meanwhile would have to wait.
-fn tests_folder() -> PathBuf {
-    workspace::scratch().join("cross")
+    Ok(root.join("target").join(TARGET).join(folder).join("alloctrace"))
 }
 
 fn has_target_library(toolchain: &Toolchain) -> bool {
@@ -63,18 +58,10 @@ fn brings_target_library(runner: &impl Runner, toolchain: &Toolchain, root: &Pat
 }
 
 fn cargo(root: &Path, linker: &Path, has_library: bool, build: Build) -> Invocation {
-    let folder = tests_folder().display().to_string();
     let profile: &[&str] = match build {
         Build::Release => &["--release"],
         // The linker strips: the host's own program for that may not know arm64.
-        Build::Tests => &[
-            "--config",
-            "profile.dev.debug=0",
-            "--config",
-            "profile.dev.strip=true",
-            "--target-dir",
-            &folder,
-        ],
+        Build::Tests => &["--config", "profile.dev.debug=0", "--config", "profile.dev.strip=true"],
     };
     let cargo = Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
         .args(["build", "--locked", "--package", "alloctrace", "--bin", "alloctrace", "--target", TARGET])

@@ -7,11 +7,10 @@ pub mod counts;
 mod other_kernels;
 mod reports;
 
-use crate::command::{Invocation, Machine, Runner as _};
+use crate::command::Invocation;
 use crate::{build_ebpf, compatibility, setup, tidy, workspace};
 use anyhow::{Context as _, Result, ensure};
 use counts::Counts;
-use other_kernels::Machines;
 use reports::Reports;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -33,54 +32,21 @@ pub struct Args {
 }
 
 /// Run everything, however much of it fails, and print the counts last.
-///
-/// In two lanes: tests wait for programs and for the kernel half of the time, and what is built for other kernels uses what they leave. Machines are emulated
-/// when the tests are through: some of those count how far the tracer gets beside a program, and fail where it gets no processor.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let root = workspace::root();
     let mut counts = Counts::default();
     counts.check("setup", setup::build_tools_or_fail());
+    counts.check("format", cargo(&root, "fmt --all --check"));
+    counts.check("lints", cargo(&root, "clippy --quiet --workspace --all-targets --locked -- -D warnings"));
+    counts.check("tidy", tidy::run());
+    counts.check("table of what works where", compatibility::check());
+    counts.check("fresh eBPF objects", build_ebpf::check());
     let mut reports = Reports::default();
-    let (here, elsewhere) = std::thread::scope(|scope| {
-        let elsewhere = scope.spawn(|| elsewhere(args.no_vm));
-        (here(&root, args.unprivileged, &mut reports), elsewhere.join())
-    });
-    let (checked, machines) =
-        elsewhere.map_err(|_| anyhow::anyhow!("the thread that builds for other kernels has panicked"))?;
-    counts.add(here?);
-    counts.add(checked);
-    counts.add(machines.run());
+    counts.add(tests(&root, args.unprivileged, &mut reports)?);
+    counts.add(other_kernels::run(args.no_vm));
     reports.lines().for_each(|line| println!("{line}"));
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// What cargo does with the sources as they are, and all tests of this machine.
-fn here(root: &Path, unprivileged: bool, reports: &mut Reports) -> Result<Counts> {
-    let mut counts = Counts::default();
-    counts.check("format", cargo(root, "fmt --all --check"));
-    counts.check("tidy", tidy::run());
-    counts.check("table of what works where", compatibility::check());
-    counts.check("lints", cargo(root, "clippy --quiet --workspace --all-targets --locked -- -D warnings"));
-    counts.add(tests(root, unprivileged, reports)?);
-    Ok(counts)
-}
-
-/// What has a target folder of its own, and what machines need.
-fn elsewhere(no_vm: bool) -> (Counts, Machines) {
-    come_last();
-    let mut counts = Counts::default();
-    counts.check("fresh eBPF objects", build_ebpf::check());
-    (counts, Machines::prepare(no_vm))
-}
-
-/// Whatever this thread starts takes the processors that nobody else wants. Without `renice` it takes its share.
-fn come_last() {
-    let thread = std::fs::read_link("/proc/thread-self").unwrap_or_default();
-    if let Some(number) = thread.file_name() {
-        Machine
-            .succeeds(&Invocation::new("renice").args(["-n", "19", "-p"]).args([number.to_string_lossy()]));
-    }
 }
 
 fn invocation(root: &Path, line: &str) -> Invocation {

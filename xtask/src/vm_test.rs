@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let name = |guest: &Guest| guest.name();
     let is_asked = |guest: &Guest| args.only.as_ref().is_none_or(|part| name(guest).contains(part.as_str()));
     let lab = Lab::bring(guests().into_iter().filter(is_asked).collect())?;
-    let cells = lab.ready(args.release)?.run()?;
+    let cells = lab.run(args.release)?;
     if let Some(path) = &args.json {
         std::fs::write(path, results::json(&cells))
             .with_context(|| format!("failed to write `{}`", path.display()))?;
@@ -98,8 +98,12 @@ impl Lab {
         Ok(Self { guests, store })
     }
 
-    /// Build the tracer and what guests start from.
-    pub fn ready(self, release: bool) -> Result<Ready> {
+    /// Run all guests with the tracer that tests use, and count their cells.
+    pub fn count(&self) -> Result<Counts> {
+        Ok(count(&self.run(false)?))
+    }
+
+    fn run(&self, release: bool) -> Result<Vec<Cell>> {
         let mut images = Vec::new();
         for architecture in [Architecture::X86_64, Architecture::Arm64] {
             if self.guests.iter().any(|guest| guest.architecture == architecture) {
@@ -107,24 +111,7 @@ impl Lab {
                 images.push((architecture, image::build(&self.store, architecture, &tracer)?));
             }
         }
-        Ok(Ready { lab: self, images })
-    }
-}
-
-/// Guests that can be started.
-pub struct Ready {
-    lab: Lab,
-    images: Vec<(Architecture, Image)>,
-}
-
-impl Ready {
-    /// Run all guests, and count their cells.
-    pub fn count(&self) -> Result<Counts> {
-        Ok(count(&self.run()?))
-    }
-
-    fn run(&self) -> Result<Vec<Cell>> {
-        run_guests(&self.lab.store, &self.images, &self.lab.guests)
+        run_guests(&self.store, &images, &self.guests)
     }
 }
 
@@ -153,18 +140,14 @@ fn guests() -> Vec<Guest> {
 }
 
 /// The tracer for this machine, without its debug information.
-///
-/// Built as tests build it: by itself it would be compiled once more, with fewer features of what it depends on, and put where tests that run
-/// meanwhile find theirs.
 fn build_here(release: bool) -> Result<PathBuf> {
     let root = workspace::root();
-    let line = match release {
-        true => "build --quiet --locked --package alloctrace --bin alloctrace --release",
-        false => "test --quiet --locked --workspace --test system --no-run",
-    };
-    let build = Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
-        .args(line.split(' '))
+    let mut build = Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
+        .args(["build", "--quiet", "--locked", "--package", "alloctrace", "--bin", "alloctrace"])
         .directory(&root);
+    if release {
+        build = build.args(["--release"]);
+    }
     Machine.output(&build)?;
     let built = root.join("target").join(if release { "release" } else { "debug" }).join("alloctrace");
     let stripped = workspace::scratch().join("vm/alloctrace");

@@ -4,7 +4,7 @@
 //! with `CI=true`.
 
 use super::counts::Counts;
-use crate::vm_test::{Lab, Ready};
+use crate::vm_test::Lab;
 use anyhow::Result;
 use std::ffi::OsString;
 
@@ -19,29 +19,17 @@ enum Outcome {
     Run(Result<Counts>),
 }
 
-/// The machines, with all that they need; or why there are none.
-pub struct Machines(Result<Result<Ready>, String>);
-
-impl Machines {
-    /// Download and build.
-    pub fn prepare(is_left_out: bool) -> Self {
-        if is_left_out || std::env::var_os(LEFT_OUT).is_some() {
-            return Self(Err("left out, as asked for".to_owned()));
+/// Run all of them, say how each ended, and count.
+pub fn run(is_left_out: bool) -> Counts {
+    let outcome = if is_left_out || std::env::var_os(LEFT_OUT).is_some() {
+        Outcome::NotRun("left out, as asked for".to_owned())
+    } else {
+        match Lab::whole() {
+            Ok(lab) => Outcome::Run(lab.count()),
+            Err(error) => Outcome::NotRun(format!("{error:#}")),
         }
-        Self(match Lab::whole() {
-            Ok(lab) => Ok(lab.ready(false)),
-            Err(error) => Err(format!("{error:#}")),
-        })
-    }
-
-    /// Run all of them, say how each ended, and count.
-    pub fn run(self) -> Counts {
-        let outcome = match self.0 {
-            Ok(ready) => Outcome::Run(ready.and_then(|ready| ready.count())),
-            Err(reason) => Outcome::NotRun(reason),
-        };
-        count(outcome, std::env::var_os("CI"))
-    }
+    };
+    count(outcome, std::env::var_os("CI"))
 }
 
 fn count(outcome: Outcome, ci: Option<OsString>) -> Counts {
