@@ -24,49 +24,33 @@ pub use pythons::installed as debian_pythons;
 use crate::command::{Machine, Runner};
 use crate::toolchain::Toolchain;
 use crate::workspace;
-use anyhow::{Result, anyhow, bail};
-use std::path::{Path, PathBuf};
+use anyhow::{Result, bail};
+use std::path::Path;
 
 /// Do every step, say how each ended, and fail if one that building needs did.
-///
-/// In two lanes, as most steps download, configure or link and leave processors idle: what cargo and pip bring, and what is made of Debian's packages.
 pub fn run() -> Result<()> {
-    let (built, brought) = std::thread::scope(|scope| {
-        let brought = scope.spawn(from_debian);
-        let built = build_tools(&Machine).map(|mut outcomes| {
-            outcomes.extend(python_packages());
-            outcomes
-        });
-        (built, brought.join())
-    });
-    let mut outcomes = built?;
-    outcomes.extend(brought.map_err(|_| anyhow!("the thread that brings Debian's packages has panicked"))?);
-    report(&outcomes)
-}
-
-/// In this order: interpreters are built with the tools.
-fn from_debian() -> Vec<StepOutcome> {
-    let (host, sources) = (test_tools::Host::detect(), debian::Sources::read(Path::new("/")));
-    let folder = pythons::folder();
-    vec![
-        ("tools for tests", test_tools::bring(&Machine, &host)),
-        ("tracefs", test_tools::mount_tracefs(&Machine, &host)),
-        ("allocators for tests", allocators::bring(&Machine, &sources)),
-        ("files for tests", test_files::bring(&Machine, &sources)),
-        ("interpreters for tests", pythons::bring(&Machine, &sources, host.is_root)),
-        ("an interpreter for musl for tests", musl::bring(&Machine, &sources, &folder)),
-        ("an interpreter by clang for tests", clang::bring(&Machine, &sources, &folder)),
-        ("free-threaded interpreters for tests", free_threaded::bring(&Machine, &sources)),
-    ]
-}
-
-fn python_packages() -> Vec<StepOutcome> {
-    let python = Path::new("/usr/bin/python3");
-    let said = |environment: Result<PathBuf>| environment.map(|python| python.display().to_string());
-    let services = python::environment(&Machine, python, &["gunicorn", "uvicorn", "greenlet", "numpy"]);
+    let mut outcomes = build_tools(&Machine)?;
+    outcomes.push(("tools for tests", test_tools::bring(&Machine, &test_tools::Host::detect())));
+    outcomes.push(("tracefs", test_tools::mount_tracefs(&Machine, &test_tools::Host::detect())));
+    let sources = debian::Sources::read(Path::new("/"));
+    outcomes.push(("allocators for tests", allocators::bring(&Machine, &sources)));
+    outcomes.push(("files for tests", test_files::bring(&Machine, &sources)));
+    let is_root = test_tools::Host::detect().is_root;
+    outcomes.push(("interpreters for tests", pythons::bring(&Machine, &sources, is_root)));
+    outcomes.push(("an interpreter for musl for tests", musl::bring(&Machine, &sources, &pythons::folder())));
+    outcomes
+        .push(("an interpreter by clang for tests", clang::bring(&Machine, &sources, &pythons::folder())));
+    let services = python::environment(
+        &Machine,
+        Path::new("/usr/bin/python3"),
+        &["gunicorn", "uvicorn", "greenlet", "numpy"],
+    );
+    outcomes.push(("Python packages for tests", services.map(|python| python.display().to_string())));
     let requirements = workspace::root().join("xtask/bench/services/requirements.txt");
-    let shops = python::pinned(&Machine, python, "services", &requirements);
-    vec![("Python packages for tests", said(services)), ("Python packages for benches", said(shops))]
+    let shops = python::pinned(&Machine, Path::new("/usr/bin/python3"), "services", &requirements);
+    outcomes.push(("Python packages for benches", shops.map(|python| python.display().to_string())));
+    outcomes.push(("free-threaded interpreters for tests", free_threaded::bring(&Machine, &sources)));
+    report(&outcomes)
 }
 
 /// Bring what building needs and say so; an error where that failed. For other verbs, which cannot do without.
