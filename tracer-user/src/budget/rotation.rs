@@ -8,6 +8,9 @@
 /// Turns at the utmost: a stack whose blocks leave through one point is seen in one of so many windows.
 const MOST_TURNS: usize = 8;
 
+/// How many times the mean turn the largest may be.
+const UNEVEN: f64 = 1.5;
+
 /// Points that can be armed all the time: those that are hit most seldom, as long as all of them together are hit no more than `affordable` times a second.
 #[must_use]
 pub fn cold(rates: &[f64], affordable: f64) -> Vec<bool> {
@@ -34,8 +37,15 @@ pub fn turns(points: &[usize], rates: &[f64], most: f64, random: &mut fastrand::
     let rate =
         |point: &usize| rates.get(*point).copied().filter(|rate| rate.is_finite()).unwrap_or(0.0).max(0.0);
     let total: f64 = points.iter().map(rate).sum();
+    let hottest = points.iter().map(rate).fold(0.0, f64::max);
+    // No more than the hottest point leaves something for: turns that see next to nothing are wasted.
+    let is_shared = |turns: usize| turns as f64 * hottest <= total * UNEVEN;
     let mut number = 1;
-    while number < MOST_TURNS && number * 2 <= points.len() && total / number as f64 > most {
+    while number < MOST_TURNS
+        && number * 2 <= points.len()
+        && total / number as f64 > most
+        && is_shared(number * 2)
+    {
         number *= 2;
     }
     let mut order = points.to_vec();
@@ -75,6 +85,13 @@ mod tests {
         let turns = turns(&points, &rates, 1e6, &mut fastrand::Rng::with_seed(1));
         assert_eq!(turns.len(), 4);
         assert!(turns.iter().all(|turn| turn.iter().filter(|point| **point < 4).count() == 1), "{turns:?}");
+    }
+
+    #[test]
+    fn a_point_that_sees_nearly_all_has_every_window() {
+        let rates = [1e7, 10.0, 10.0, 10.0, 10.0];
+        let turns = turns(&[0, 1, 2, 3, 4], &rates, 1e5, &mut fastrand::Rng::with_seed(1));
+        assert_eq!(turns.len(), 1);
     }
 
     #[test]

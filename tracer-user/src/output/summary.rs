@@ -103,7 +103,7 @@ fn windows(recording: &Recording, windows: &WindowSummary) -> Vec<String> {
     // Twice as long is the most that a trap's cost, known to a tenth, corrects to a tenth.
     if let Some(slowdown) = windows.slowdown.filter(|slowdown| *slowdown > 2.0) {
         lines.push(format!(
-            "pymalloc's blocks: windows slowed the program {slowdown:.0} times, and saw what that left; stacks of tight loops may have far too little"
+            "pymalloc's blocks: windows slowed the program {slowdown:.0} times, and saw what that left; stacks of tight loops may be far off"
         ));
     }
     lines.extend(windows.stopped.iter().map(|why| stopped(why)));

@@ -67,6 +67,9 @@ const FEWEST_TICKS: f64 = 30.0;
 /// What a trap takes at the least.
 const LEAST_TRAP_NANOSECONDS: f64 = 300.0;
 
+/// Seconds of a program's own between two pops at the least: a loop of `object()` takes 36 ns, most take 40 to 100 (decisions/0025).
+const OWN_OF_A_POP: f64 = 36e-9;
+
 /// Seconds of a tick, at the usual 250 in a second.
 const TICK: f64 = 4e-3;
 
@@ -286,6 +289,7 @@ impl Windowed {
         let progress = cpu.saturating_sub(Duration::try_from_secs_f64(lost).unwrap_or(Duration::MAX));
         let is_full = watch.draws_pops();
         let least = match self.pace().and_then(Pace::own_of_a_trap) {
+            _ if is_full && self.is_by_kept => OWN_OF_A_POP * did.traps as f64,
             Some(own) if is_full => own * did.traps as f64,
             _ => 0.0,
         };
@@ -398,7 +402,8 @@ impl Windowed {
 
     /// What windows are to be corrected by, now that it is known that a trap takes `beside` seconds beside its program. `None`: there were none.
     fn by_time(&self, (believed, ran, traps): (f64, f64, f64), beside: f64) -> Option<Correction> {
-        let own = (ran - traps * beside).max(ran / 20.0);
+        let least = if self.is_by_kept { traps * OWN_OF_A_POP } else { ran / 20.0 };
+        let own = (ran - traps * beside).max(least);
         if own <= 0.0 || believed <= 0.0 {
             return None;
         }
