@@ -42,7 +42,7 @@ impl Default for TableSizes {
     /// (4,000 stacks, which a tracer that has to wait for a processor needs), 1 MiB for 57,000 code objects.
     fn default() -> Self {
         Self {
-            live_buckets: 294_912,
+            live_buckets: 294_400,
             index_buckets: 32_768,
             code_buckets: 8_192,
             accounts: 131_072,

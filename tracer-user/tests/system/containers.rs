@@ -69,7 +69,7 @@ fn sidecar(interpreter: &Interpreter) -> Result<()> {
     let script = r#"
         unshare --mount --net --uts --ipc -- "$1" -I "$2" child 1 "$3" >"$3/number" & target=$!
         until [ -s "$3/number" ]; do sleep 0.05; done
-        unshare --mount --net -- "$4" record -o "$5" -p $target 2>"$3/said" & tracer=$!
+        unshare --mount --net -- "$4" record --mode exact -o "$5" -p $target 2>"$3/said" & tracer=$!
         until grep -q 'Ctrl-C ends it' "$3/said"; do sleep 0.05; done
         touch "$3/go"
         until [ -e "$3/held-$target" ]; do sleep 0.05; done
