@@ -432,7 +432,7 @@ impl Windows {
     /// Whether anything is known of what lives by looking at blocks.
     fn knows_sampled(&self) -> bool {
         let is_known = |sampled: &Sampled| self.processes.keys().any(|slot| sampled.unknown(*slot).is_none());
-        self.sampled.as_ref().is_some_and(is_known)
+        self.sampled.as_ref().is_some_and(|sampled| sampled.windows_looked_at() > 0 && is_known(sampled))
     }
 
     /// What of what lives is not known where blocks are looked at.

@@ -72,11 +72,14 @@ buffers()
     Asked(&profile).has_lost_nothing()
 }
 
-/// Bytes that a function of the program holds at the peak, with what it calls.
-fn at_peak(profile: &Profile, function: &str) -> f64 {
+/// Bytes that a function of the program holds at the peak, with what it calls. `with_malloc`: and not pymalloc's alone.
+fn at_peak(profile: &Profile, function: &str, with_malloc: bool) -> f64 {
     let asked = Asked(profile);
     let blocks = asked.sum(Metric::Peak, |sample| {
-        asked.frames(sample).any(|frame| frame.function.trim_end_matches(".<locals>.<listcomp>") == function)
+        (with_malloc || sample.domain == Domain::Pymalloc)
+            && asked
+                .frames(sample)
+                .any(|frame| frame.function.trim_end_matches(".<locals>.<listcomp>") == function)
     });
     blocks.bytes as f64
 }
@@ -95,16 +98,26 @@ fn kept(interpreter: &Interpreter, rounds: &str, flags: &[&str]) -> Result<(Prof
 fn a_command_that_does_not_fit(interpreter: &Interpreter) -> Result<()> {
     // What lives at the peak does not depend on the rounds.
     let (exact, _) = kept(interpreter, "1", &["--mode", "exact"])?;
-    let (profile, said) = kept(interpreter, "60", &["--mode", "budget", "--budget", "100"])?;
+    let (profile, said) = kept(interpreter, "240", &["--mode", "budget", "--budget", "100"])?;
     let windows = profile.recording.windows.as_ref().with_context(|| format!("all was seen: {said}"))?;
     ensure!(windows.knows_live && windows.opened > 0, "{windows:?}: {said}");
     ensure!(said.contains("count for the stack that opened their pool"), "{said}");
-    let (whole, found) = (exact.total(Metric::Peak).bytes as f64, profile.total(Metric::Peak).bytes as f64);
+    // On a machine that others keep busy traps are dear, and malloc may have been left out, which is said.
+    let why = windows.live_unknown.as_deref().unwrap_or_default();
+    let with_malloc = !why.contains("malloc's blocks are not among what lives");
+    let of = |profile: &Profile| {
+        let is_of = |domain| with_malloc || domain == Domain::Pymalloc;
+        Asked(profile).sum(Metric::Peak, |sample| is_of(sample.domain)).bytes as f64
+    };
+    let (whole, found) = (of(&exact), of(&profile));
     say(&format!("peak {:.4} of exact, {} windows", found / whole, windows.opened));
     // Names come and go, and are a hundredth of it.
     ensure!((0.97..1.03).contains(&(found / whole)), "peak {found}, exact {whole}: {said}");
     for function in ["rows", "floats", "buffers"] {
-        let (found, truth) = (at_peak(&profile, function), at_peak(&exact, function));
+        let [found, truth] = [&profile, &exact].map(|profile| at_peak(profile, function, with_malloc));
+        if function == "buffers" && !with_malloc {
+            continue;
+        }
         say(&format!("{function}: {:.4} of exact", found / truth));
         ensure!((0.93..1.07).contains(&(found / truth)), "{function}: {found}, exact {truth}: {said}");
     }
@@ -132,7 +145,7 @@ for _ in range(3_000_000):
     let windows = profile.recording.windows.as_ref().context("no windows")?;
     let why = windows.live_unknown.as_deref().unwrap_or_default();
     ensure!(windows.knows_live && why.contains("malloc's blocks are not among what lives"), "{windows:?}");
-    let small = at_peak(&profile, "small");
+    let small = at_peak(&profile, "small", true);
     // 64 bytes each, of which those before anything was too much are of the books.
     ensure!((9e6..16e6).contains(&small), "{small}: {}", finished.stderr);
     let mallocs = Asked(&profile).sum(Metric::Peak, |sample| sample.domain == Domain::Malloc);
