@@ -21,7 +21,7 @@ pub fn cold(rates: &[f64], affordable: f64) -> Vec<bool> {
     for point in order {
         sum += rates[point];
         // Not a number never fits.
-        if sum > affordable || sum.is_nan() {
+        if sum > affordable || sum.is_nan() || affordable.is_nan() {
             break;
         }
         is_cold[point] = true;

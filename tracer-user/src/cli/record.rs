@@ -185,7 +185,7 @@ fn check_metric(mode: Mode, is_command: bool, metric: Option<Metric>) -> anyhow:
             "budget mode does not know the peak of processes that run: use `--metric live`, or `--mode exact`"
         ),
         (Mode::Budget, Some(Metric::Retained)) if is_command => bail!(
-            "`retained` is told from windows that watch frees, which a COMMAND has none of: use `--metric live`, or attach with `-p PID`"
+            "`retained` is told from blocks that windows saw, which are followed in processes that run and not in a COMMAND: use `--metric live`, or attach with `-p PID`"
         ),
         (Mode::Exact | Mode::Growth, Some(Metric::Retained)) => {
             bail!("only budget mode knows `retained`: use `--metric live`, or `--mode budget`")

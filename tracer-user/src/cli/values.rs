@@ -72,7 +72,7 @@ fn unknown(metric: Metric, profile: &Profile) -> String {
             )
         }
         (Metric::Retained, _) => format!(
-            "recorded in budget mode without windows that watch frees, which `{metric}` is told from: use `--metric allocated`, or record a process that runs with `-p PID`"
+            "recorded in budget mode without windows whose blocks were looked at for a second, which `{metric}` is told from: use `--metric allocated`, or record a process that runs with `-p PID`"
         ),
         _ => format!(
             "recorded in budget mode, which does not know `{metric}` here: use `--metric allocated`, or record with `--mode exact`"

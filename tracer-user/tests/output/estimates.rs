@@ -82,7 +82,7 @@ fn metrics_that_are_not_known_say_why() {
     *windows(&mut profile) = WindowSummary { tails: 0, knows_live: true, ..WindowSummary::default() };
     folder.save("command.pb.gz", &profile);
     let error = folder.error(&["flamegraph", "command.pb.gz", "--metric", "retained", "-o", "x.svg"], 2);
-    assert!(error.contains("without windows that watch frees"), "{error}");
+    assert!(error.contains("without windows whose blocks were looked at for a second"), "{error}");
     let summary = WindowSummary {
         tails: 9,
         retained_in_place_of_live: true,
@@ -143,7 +143,7 @@ fn profiles_without_growth_say_which_mode_has_it() {
     let mut profile = fixture::budget();
     profile.samples.iter_mut().for_each(|sample| sample.estimated.as_mut().unwrap().growth = None);
     windows(&mut profile).tails = 0;
-    said("command.pb.gz", &profile, "without windows that watch frees");
+    said("command.pb.gz", &profile, "without windows whose blocks were looked at for a second");
     windows(&mut profile).tails = 5;
     said("few.pb.gz", &profile, "for 121.0 s, of which 5 windows tell growth, too few or too short");
     windows(&mut profile).tails = 41;
