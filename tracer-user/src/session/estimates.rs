@@ -99,7 +99,7 @@ impl Sums {
         one.correct(clock);
         tracing::debug!(pace = ?one.pace(), slowdown = ?one.slowdown(), "what windows say of a process");
         // Nobody knows how far these are off: an interval of sampling alone would promise too much.
-        let has_errors = !one.has_unknown_pace();
+        let has_errors = !one.has_unknown_pace() && !one.has_unseen_work();
         for (account, flow) in one.flows() {
             let (bytes, count) = (whole(flow.bytes.value()), whole(flow.count.value()));
             self.known.values.entry(account).or_default().allocated = Amount { bytes, count };

@@ -62,6 +62,8 @@ const RECENT: f64 = 1.5;
 /// Seconds armed from which user time, which is counted in ticks of 4 ms as a rule, tells what traps cost: 75 of them are ± 12 %.
 const TICKS_TELL: f64 = 0.3;
 
+/// Share of its work from which a process counts as seen: what it does while it is looked at for the last time is not.
+const MOSTLY: f64 = 0.98;
 /// Ticks of traps below which they say nothing: 30 are ± 18 %.
 const FEWEST_TICKS: f64 = 30.0;
 /// What a trap takes at the least.
@@ -448,6 +450,13 @@ impl Windowed {
         (self.pymalloc.progress(), self.pymalloc.seen())
     }
 
+    /// Whether it did work of which neither a full look nor any window saw pymalloc's blocks: they are missing, and what was seen is not all.
+    pub fn has_unseen_work(&self) -> bool {
+        let (own, seen) = self.progress();
+        let has_windows = self.pymalloc.windows() > 0.0 || self.strata.windows() > 0.0;
+        !has_windows && seen < own * MOSTLY
+    }
+
     /// Whether full windows say something, and nothing says how much of its work they saw.
     pub fn has_unknown_pace(&self) -> bool {
         !self.has_strata() && !self.is_by_kept && self.pymalloc.windows() > 0.0 && self.pace().is_none()
@@ -468,4 +477,22 @@ fn values(rows: &[drain::Taken], of_malloc: bool) -> impl Iterator<Item = (u32, 
     rows.iter().filter(move |row| row.is_malloc == of_malloc).map(|row| {
         (row.account, Taken { bytes: row.bytes as f64, count: row.count as f64, ..Taken::default() })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command of a second whose beginning was seen in full said ± 0.0 % of a thirtieth of what it had allocated.
+    #[test]
+    fn work_that_nothing_saw_is_told_from_work_that_was_seen() {
+        let mut one = Windowed::new(Meter::default(), false);
+        assert!(!one.has_unseen_work());
+        one.pymalloc.full(1.0, []);
+        assert!(!one.has_unseen_work());
+        one.pymalloc.pass(0.5);
+        assert!(one.has_unseen_work());
+        one.pymalloc.window(View { weight: 1.0, progress: 0.1, tail: false }, []);
+        assert!(!one.has_unseen_work());
+    }
 }
