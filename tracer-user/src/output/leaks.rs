@@ -123,6 +123,9 @@ fn why_not(profile: &Profile) -> String {
             "recorded in {} mode, and growth is told from windows: use `--metric live`, or {record}",
             profile.recording.mode
         ),
+        (_, Some(WindowSummary { tails: 0, live_unknown: Some(why), .. })) => {
+            format!("recorded in budget mode, and growth is not known, for {}: {record}", text::visible(why))
+        }
         (_, Some(windows)) if windows.tails == 0 => {
             format!(
                 "recorded in budget mode without windows whose blocks were looked at for a second, which growth is told from: {record}"

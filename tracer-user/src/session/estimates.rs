@@ -58,12 +58,13 @@ impl Estimates {
             return;
         }
         known.values.values_mut().for_each(|values| values.live = Amount::default());
+        // All of it is of the same blocks: retained flow too is then several times too much.
         for estimated in known.estimated.values_mut() {
-            // Of the same blocks.
-            (estimated.live_bytes_error, estimated.age_milliseconds, estimated.growth) = (None, None, None);
+            *estimated =
+                Estimated { allocated_bytes_error: estimated.allocated_bytes_error, ..Estimated::default() };
         }
         summary.knows_live = false;
-        summary.retained_in_place_of_live = true;
+        summary.tails = 0;
         let [lives, requested] = [lives, requested_bytes].map(|bytes| bytes >> 20);
         summary.live_unknown = Some(format!(
             "what lives is not known: blocks that outlive their window stand for {lives} MiB, and {requested} MiB are requested; what was freed unseen and is used again looks alive"
@@ -250,6 +251,31 @@ mod tests {
             growth: Some(Growth { bytes_per_second: 21, at_least: -4, likelihood_ppm: 999_999 }),
         };
         assert_eq!(known.estimated[&7], expected);
+    }
+
+    #[test]
+    fn survivors_that_stand_for_more_than_is_requested_are_taken_back() {
+        let estimates = || {
+            let mut known = Known::default();
+            known.sampled(&stack(Some(grows(10.0, 0.999))));
+            let summary = WindowSummary {
+                knows_live: true,
+                live_by: LiveBy::Survivors,
+                tails: 9,
+                ..WindowSummary::default()
+            };
+            Estimates { known: Some(known), summary, ..Estimates::default() }
+        };
+        let mut right = estimates();
+        right.doubt(900);
+        assert!(right.summary.knows_live && right.known.unwrap().estimated[&7].growth.is_some());
+        let mut wrong = estimates();
+        wrong.doubt(700);
+        assert!(!wrong.summary.knows_live && wrong.summary.tails == 0);
+        let known = wrong.known.unwrap();
+        assert_eq!(known.estimated[&7], Estimated::default());
+        assert_eq!(known.values[&7].live, Amount::default());
+        assert!(wrong.summary.live_unknown.unwrap().contains("looks alive"));
     }
 
     #[test]
