@@ -27,7 +27,7 @@ pub struct Account {
     /// The process's event sequence at the last change of this account.
     pub changed: Cell,
     /// Of a process that is watched in windows, where nothing is known of temporary blocks: what came at points that are armed all the time
-    /// ([`Cookie::is_kept`]), beside windows and in them. The two after it are the same in bytes.
+    /// ([`Cookie::is_kept`]), beside windows and in them. The next is the same in bytes.
     pub temporary_count: Cell,
     pub temporary_bytes: Cell,
     /// Its stack's key in the index; of an account that was given back, the number of the next such one.
