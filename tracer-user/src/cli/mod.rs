@@ -12,6 +12,7 @@ mod man;
 mod ps;
 mod record;
 mod report;
+mod serve;
 mod values;
 
 use std::{
@@ -48,6 +49,7 @@ enum Verb {
     Report(report::Arguments),
     Flamegraph(flamegraph::Arguments),
     Convert(convert::Arguments),
+    Serve(Box<serve::Arguments>),
     Ps(ps::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
@@ -65,6 +67,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Report(arguments) => report::run(&arguments),
         Verb::Flamegraph(arguments) => flamegraph::run(&arguments),
         Verb::Convert(arguments) => convert::run(&arguments),
+        Verb::Serve(arguments) => serve::run(&arguments),
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),

@@ -10,7 +10,7 @@ use crate::drain::Totals;
 use crate::profile::{Domain, Estimated, Losses, ProcessIndex, Sample, Stack, Values};
 
 /// What is left of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ended {
     samples: Vec<Sample>,
     bytes: usize,

@@ -47,7 +47,7 @@ const MAX_PROCESSES: usize = 16_384;
 const KEPT_FRAMES: usize = 16;
 
 /// Everything received so far.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Recorder {
     accounts: usize,
     resolver: Resolver,
