@@ -112,7 +112,7 @@ fn holds(profile: &Profile, function: &str) -> u64 {
     let is_of = |id: &alloctrace::profile::FrameId| {
         profile.frames.get_index(id.0 as usize).is_some_and(|frame| frame.function.contains(function))
     };
-    let of = profile.samples.iter().filter(|sample| sample.stack.frames().any(|id| is_of(&id)));
+    let of = profile.samples.iter().filter(|sample| sample.stack.iter().any(|id| is_of(&id)));
     of.map(|sample| sample.amount(Metric::Live).bytes).sum()
 }
 
