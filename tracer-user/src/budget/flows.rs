@@ -153,6 +153,15 @@ impl<K: Copy + Eq + Hash> Flows<K> {
         }
     }
 
+    /// Forgets all windows until now, where those that come see the same work better; what was seen in full stays.
+    pub fn begin_anew(&mut self) {
+        for sums in self.stacks.values_mut().chain([&mut self.total]).flatten() {
+            *sums = Sums { exact: sums.exact, ..Sums::default() };
+        }
+        self.stacks.retain(|_, sums| sums.iter().any(|sums| sums.exact > 0.0));
+        (self.all, self.tails) = (Base::default(), Base::default());
+    }
+
     /// A window that lost events: blocks whose frees were lost would look as if they lived, so nothing of it counts.
     pub fn lost_window(&mut self) {
         self.lost += 1;

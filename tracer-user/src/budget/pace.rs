@@ -90,6 +90,11 @@ impl Pace {
         self.believed += weight * believed;
     }
 
+    /// Forgets full windows, where those that come see the same work better.
+    pub fn begin_anew(&mut self) {
+        (self.full, self.weighted, self.believed) = (Sums::default(), (0.0, 0.0), 0.0);
+    }
+
     /// A trap takes so many seconds beside its program.
     pub fn set_trap(&mut self, seconds: f64) {
         self.trap = seconds.max(0.0);

@@ -14,7 +14,7 @@ use crate::drain::{Totals, read_totals};
 
 /// A trap beside its program: entry, the emulated instruction, the way back. A program that does nothing is 0.3 to 0.5 us on a quiet machine; taken
 /// too high until ticks tell.
-pub const TRAP_NANOSECONDS: f64 = 1000.0;
+const TRAP_NANOSECONDS: f64 = 1000.0;
 const TRAP: Duration = Duration::from_nanos(1000);
 
 /// The readings of one process.

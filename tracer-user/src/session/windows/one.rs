@@ -34,7 +34,7 @@ impl Windows {
         let watch = self.turn.0;
         self.draw(&running, window);
         let by = self.events();
-        let events = self.rare.begin_window(&mut self.random).filter(|_| self.has_clock());
+        let events = self.rare.begin_window(&mut self.random).filter(|_| self.opens_by_events());
         if let Some(events) = events {
             wait_for_events(kernel, &running, events, by)?;
         }
@@ -85,12 +85,14 @@ impl Windows {
         self.opened += 1;
         self.full += u64::from(watch.draws_pops());
         let next = match watch {
-            Watch::Rare => Watch::Allocations,
+            Watch::Rare if self.turns.is_none() => Watch::Allocations,
             Watch::Pops if self.keeps_malloc => Watch::Pops,
             // What points there are must be known first.
             Watch::Turn if self.turns.as_ref().is_some_and(Turns::is_learning) => Watch::Turn,
+            // Without a clock openings of pools tell how much of its work a process gets done in windows (`budget/pace.rs`).
+            Watch::Turn if !self.is_told_by_events() => Watch::Rare,
             Watch::Turn => Watch::Mallocs,
-            Watch::Mallocs if self.turns.is_some() => Watch::Turn,
+            Watch::Rare | Watch::Mallocs if self.turns.is_some() => Watch::Turn,
             Watch::Pops if self.has_clock() => Watch::Mallocs,
             Watch::Mallocs if self.has_clock() => Watch::Pops,
             _ => Watch::Rare,
