@@ -66,12 +66,7 @@ impl History {
     ///
     /// # Errors
     /// If files cannot be read; those that are no profiles are set aside and counted.
-    pub fn query(
-        &self,
-        kind: Kind,
-        span: Span,
-        pids: &[u32],
-    ) -> Result<Option<(Span, Profile)>, HistoryError> {
+    pub fn query(&self, kind: Kind, span: Span, pids: &[u32]) -> Result<Option<(Span, Profile)>, HistoryError> {
         todo!()
     }
 

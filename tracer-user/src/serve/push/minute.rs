@@ -2,10 +2,10 @@
 //!
 //! It must not know destinations.
 
-use std::{mem::size_of, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
-    profile::{Estimated, Frame, FrameId, Look, Process, ProcessIndex, Profile, Sample, Stack},
+    profile::{Estimated, Frame, FrameId, Process, ProcessIndex, Profile, Sample, Stack},
     serve::{history::Span, state::Kind},
 };
 
@@ -33,7 +33,7 @@ pub fn weight(profile: &Profile) -> u64 {
         size_of::<Frame>() + 24 + frame.function.len() + frame.file.as_ref().map_or(0, String::len)
     };
     let of_process = |process: &Process| {
-        let looks = process.memory.looks().len() * size_of::<Look>();
+        let looks = size_of_val(process.memory.looks());
         size_of::<Process>() + process.command.len() + looks
     };
     let samples: usize = profile.samples.iter().map(of_sample).sum();

@@ -26,10 +26,15 @@ fn publish(minute: &Minute) -> Option<Published> {
     request(minute, &labels).map(|bytes| Published::decode(&bytes[..]).unwrap())
 }
 
+/// As an index of ours; below zero it is none of anybody's.
+fn at(index: i32) -> usize {
+    usize::try_from(index).unwrap()
+}
+
 /// Every entry is there once, the first is the empty one, and all that points to another table points into it.
 fn check_tables(tables: &PublishedDictionary) {
     let within =
-        |index: i32, length: usize| assert!((0..length as i32).contains(&index), "{index} of {length}");
+        |index: i32, length: usize| assert!(at(index) < length, "{index} of {length}");
     let strings = tables.string_table.len();
     assert_eq!(tables.string_table[0], "");
     assert_eq!(tables.mapping_table, [Default::default()]);
@@ -71,15 +76,15 @@ fn text(value: &Option<opentelemetry_proto::tonic::common::v1::AnyValue>) -> Str
 fn understand(published: &Published) -> Told {
     let tables = published.dictionary.as_ref().unwrap();
     check_tables(tables);
-    let string = |index: i32| tables.string_table[index as usize].clone();
+    let string = |index: i32| tables.string_table[at(index)].clone();
     let attribute = |indices: &[i32], key: &str| {
-        let mut found = indices.iter().map(|index| &tables.attribute_table[*index as usize]);
+        let mut found = indices.iter().map(|index| &tables.attribute_table[at(*index)]);
         found.find(|attribute| string(attribute.key_strindex) == key).map(|attribute| text(&attribute.value))
     };
     let frame = |index: &i32| {
-        let location = &tables.location_table[*index as usize];
+        let location = &tables.location_table[at(*index)];
         let line = location.lines[0];
-        let function = tables.function_table[line.function_index as usize];
+        let function = tables.function_table[at(line.function_index)];
         let kind = attribute(&location.attribute_indices, "profile.frame.type").unwrap_or_default();
         (
             string(function.name_strindex),
@@ -108,7 +113,7 @@ fn understand(published: &Published) -> Told {
                 profile.profile_id.iter().any(|byte| *byte != 0) && ids.insert(profile.profile_id.clone())
             );
             for sample in &profile.samples {
-                let stack = &tables.stack_table[sample.stack_index as usize];
+                let stack = &tables.stack_table[at(sample.stack_index)];
                 let frames = stack.location_indices.iter().map(frame).collect();
                 let thread = attribute(&sample.attribute_indices, "thread.id").unwrap().parse().unwrap();
                 let allocator = attribute(&sample.attribute_indices, "alloctrace.allocator").unwrap();
@@ -146,7 +151,7 @@ fn expect(profile: &Profile) -> Told {
         ] {
             if value > 0 && profile.knows(metric) {
                 let key = (pid, name.to_owned(), i64::from(sample.thread), allocator.clone(), frames.clone());
-                *told.entry(key).or_default() += value as i64;
+                *told.entry(key).or_default() += value.cast_signed();
             }
         }
     }

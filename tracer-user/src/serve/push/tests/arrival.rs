@@ -40,7 +40,7 @@ fn a_collector_gets_the_minute() {
     let told: Vec<(&str, i64)> = profiles
         .iter()
         .map(|profile| {
-            let name = &strings[profile.sample_type.unwrap().type_strindex as usize];
+            let name = &strings[usize::try_from(profile.sample_type.unwrap().type_strindex).unwrap()];
             (name.as_str(), profile.samples.iter().map(|sample| sample.values[0]).sum())
         })
         .collect();
