@@ -3,5 +3,11 @@
 //! The way of the data: an engine thread for each recording sends snapshots (cumulative since it began); the keeper turns two of them into what happened in a minute and
 //! has the history keep that; whoever asks gets answers from the history and from the newest snapshots. It must not know eBPF, windows or interpreters: those are the session's.
 
+pub mod access;
+mod base64;
 pub mod history;
+pub mod http;
+pub mod metrics;
+pub mod redact;
 pub mod state;
+pub mod tls;
