@@ -9,7 +9,7 @@ mod losses;
 pub mod metric;
 mod places;
 pub mod pprof;
-mod proto;
+pub(crate) mod proto;
 mod read;
 mod residence;
 mod samples;
