@@ -5,8 +5,8 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::sync_channel;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,13 +19,13 @@ use crate::attach::TableSizes;
 use crate::serve::access::{Access, AccessFiles};
 use crate::serve::engine::Engine;
 use crate::serve::history::{History, Limits};
+use crate::serve::http;
 use crate::serve::keeper::{Keeper, Sink};
 use crate::serve::push::{Labeller, Push, Settings};
 use crate::serve::redact::Redactor;
 use crate::serve::state::{Kind, State};
 use crate::serve::watch::Condition;
 use crate::serve::watcher::Watcher;
-use crate::serve::http;
 use crate::session::{Mode, Request, Steering, Subject};
 
 /// News that wait; a keeper that writes to a slow disk holds recordings up rather than taking more memory.
@@ -136,8 +136,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let limits = Limits { bytes: arguments.history_size, age: arguments.history_age };
     let state = State::new(History::open(&folder, limits)?);
     let push = Arc::new(push(arguments)?);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(4)
         .enable_all()
         .build()
@@ -170,7 +169,8 @@ struct Recording {
 impl Recording {
     fn start(arguments: &Arguments, state: &State, sinks: Vec<Sink>) -> anyhow::Result<Self> {
         let (sender, news) = sync_channel(WAITING);
-        let mut engines = vec![(Kind::Allocations, Mode::Budget { percent: arguments.budget }, OF_ALLOCATIONS)];
+        let mut engines =
+            vec![(Kind::Allocations, Mode::Budget { percent: arguments.budget }, OF_ALLOCATIONS)];
         if !arguments.no_growth {
             engines.push((Kind::Resident, Mode::Growth, OF_RESIDENT));
         }
@@ -178,7 +178,8 @@ impl Recording {
         let mut controls = Vec::new();
         for (kind, mode, sizes) in engines {
             let request = request(arguments, mode, sizes);
-            let engine = Engine::start(kind, request, sender.clone()).context("failed to start a recording")?;
+            let engine =
+                Engine::start(kind, request, sender.clone()).context("failed to start a recording")?;
             controls.push((kind, engine.control()));
             started.push(engine);
         }

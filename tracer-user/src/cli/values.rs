@@ -38,10 +38,8 @@ pub fn size(text: &str) -> Result<u64, String> {
         ("B", 1),
     ];
     let wrong = || format!("`{text}` is no size: give one such as 512MiB or 2GB");
-    let (number, unit) = UNITS
-        .iter()
-        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
-        .ok_or_else(wrong)?;
+    let (number, unit) =
+        UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).ok_or_else(wrong)?;
     let number: u64 = number.trim().parse().map_err(|_| wrong())?;
     number.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(wrong)
 }

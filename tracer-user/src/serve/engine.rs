@@ -23,6 +23,9 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(60);
 
+/// How often processes are looked after: who is killed is asked for then, and what it held is still there.
+const TICK: Duration = Duration::from_millis(500);
+
 /// What a recording tells.
 #[derive(Debug)]
 pub enum News {
@@ -87,6 +90,8 @@ impl Engine {
             control: Some(Arc::clone(&control)),
             snapshot_every: Some(EVERY),
             keeps_victims: true,
+            tick: Some(TICK),
+            leaves_out_looks: kind == Kind::Resident,
         };
         let request = Request { steering, ..request };
         let of_thread = Arc::clone(&stopping);
@@ -114,7 +119,14 @@ fn run(kind: Kind, request: &Request, news: &SyncSender<News>, stopping: &Stoppi
     let mut pause = SOONEST;
     while !stopping.is_so() {
         let began = Instant::now();
-        let mut teller = Teller { kind, news, began, first_is_due: true, told_alive: None, control: request.steering.control.clone() };
+        let mut teller = Teller {
+            kind,
+            news,
+            began,
+            first_is_due: true,
+            told_alive: None,
+            control: request.steering.control.clone(),
+        };
         let outcome = record(request, &mut teller);
         if began.elapsed() > LATEST {
             pause = SOONEST;

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use super::engine::News;
 use super::history::Span;
 use super::state::{Kind, Snapshot, State};
-use crate::output::{Options, flamegraph, text};
+use crate::output::{flamegraph, text};
 use crate::profile::{Metric, Profile, Unit};
 use crate::session::Control;
 
@@ -161,7 +161,8 @@ impl Keeper {
 
     fn keep_incident(&self, name: &str, profile: &Profile) {
         let mut svg = Vec::new();
-        let options = Options { metric: Metric::Live, unit: Unit::Bytes };
+        let metric = if profile.knows(Metric::Live) { Metric::Live } else { Metric::Allocated };
+        let options = flamegraph::Options { metric, unit: Unit::Bytes, inverted: false };
         let drawn = flamegraph::write(profile, options, &mut svg);
         let svg = drawn.is_ok().then_some(svg.as_slice());
         if let Err(error) = self.state.history.keep_incident(name, profile, svg) {

@@ -37,9 +37,8 @@ impl Watcher {
         let stopping = Arc::new(AtomicBool::new(false));
         let of_thread = Arc::clone(&stopping);
         let watch = Watch::new(Thresholds::default(), conditions);
-        let thread = Builder::new()
-            .name("watcher".to_owned())
-            .spawn(move || run(&state, watch, &news, &of_thread))?;
+        let thread =
+            Builder::new().name("watcher".to_owned()).spawn(move || run(&state, watch, &news, &of_thread))?;
         Ok(Self { stopping, thread })
     }
 
@@ -74,7 +73,8 @@ fn run(state: &State, mut watch: Watch, news: &SyncSender<News>, stopping: &Atom
         // A moment of a group is one of all that are watched in it.
         for (pids, moment) in &mut moments {
             if !matches!(moment, Moment::Over { figure, .. } if *figure != Figure::Share)
-                && let Some(all) = groups.values().find(|all| pids.first().is_some_and(|pid| all.contains(pid)))
+                && let Some(all) =
+                    groups.values().find(|all| pids.first().is_some_and(|pid| all.contains(pid)))
             {
                 pids.clone_from(all);
             }
@@ -100,7 +100,8 @@ fn figures(state: &State) -> FxHashMap<u32, ProcessFigures> {
     for kind in Kind::ALL {
         let Some(snapshot) = now.snapshot(kind) else { continue };
         let profile = &*snapshot.profile;
-        let knows_live = kind == Kind::Allocations && !profile.recording.windows.as_ref().is_some_and(|windows| !windows.knows_live);
+        let knows_live = kind == Kind::Allocations
+            && !profile.recording.windows.as_ref().is_some_and(|windows| !windows.knows_live);
         let live = if knows_live { live(profile) } else { Vec::new() };
         for (index, process) in profile.processes.iter().enumerate().filter(|(_, process)| !process.ended) {
             let figures = all.entry(process.pid).or_default();
@@ -143,7 +144,9 @@ fn words(moment: &Moment) -> String {
             share * 100.0
         ),
         Moment::Pressure { some_percent, full_percent } => {
-            format!("pressure: {some_percent:.0} % of the time some waited for memory, {full_percent:.0} % all")
+            format!(
+                "pressure: {some_percent:.0} % of the time some waited for memory, {full_percent:.0} % all"
+            )
         }
         Moment::Killed { times } => format!("killed: {times} processes for want of memory"),
         Moment::Over { bytes, condition, .. } => format!("over: {condition}, {} now", text::bytes(*bytes)),

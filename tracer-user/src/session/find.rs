@@ -40,7 +40,9 @@ impl Finder {
         let found = match self {
             Self::Everything => everything(),
             Self::Cgroup(folder) => in_groups(folder),
-            Self::Named(words) => everything().map(|found| found.into_iter().filter(|pid| is_named(*pid, words)).collect()),
+            Self::Named(words) => {
+                everything().map(|found| found.into_iter().filter(|pid| is_named(*pid, words)).collect())
+            }
         };
         found.map_err(|source| SessionError::System { what: "list processes", source })
     }

@@ -114,7 +114,11 @@ impl<'a> Session<'a> {
         };
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
-        let looks = if request.bare { None } else { Some(Looks::start().map_err(system("start a thread"))?) };
+        let looks = if request.bare || request.steering.leaves_out_looks {
+            None
+        } else {
+            Some(Looks::start().map_err(system("start a thread"))?)
+        };
         let wanted = match request.subject {
             _ if !request.follow => Wanted::Named,
             Subject::Everything | Subject::Cgroup(_) | Subject::Named(_) => Wanted::All,

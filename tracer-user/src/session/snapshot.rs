@@ -2,7 +2,7 @@
 //!
 //! Everything is as at the end, but for what only a process that stands still could tell: coverage is that of the latest look. It must not know who asks.
 
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::SystemTime;
 
 use super::SessionError;
@@ -59,7 +59,9 @@ impl Session<'_> {
     /// Begins one; it is handed over at one of the next ticks.
     pub(super) fn begin_snapshot(&mut self) {
         if self.awaited.is_none() {
-            self.awaited = self.looks.as_ref().and_then(Looks::ask).map(Awaited);
+            // Without looks there is nothing to wait for.
+            let nothing = || channel().1;
+            self.awaited = Some(Awaited(self.looks.as_ref().and_then(Looks::ask).unwrap_or_else(nothing)));
         }
     }
 
@@ -110,6 +112,7 @@ impl Session<'_> {
         self.processes.tell(&mut self.recorder, |_| {});
         let mut recorder = self.recorder.clone();
         self.processes.reckon_now(&self.kernel, &mut recorder)?;
+        self.processes.add_beginnings(&mut recorder, victims);
         let mut gone = self.processes.gone();
         gone.slots.retain(|slot| !victims.contains(slot));
         self.make_profile(recorder, estimates, memory, (start, began.elapsed()), &gone).map(Some)

@@ -50,7 +50,7 @@ impl Wakes {
     /// From now on no signal is missed.
     pub fn new(duration: Option<Duration>, steering: &Steering) -> Result<Self, SessionError> {
         let on = |kind: SignalKind| signal(kind).map_err(system("catch signals"));
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(steering.tick.unwrap_or(TICK));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         Ok(Self {
             child: on(SignalKind::child())?,

@@ -434,7 +434,11 @@ impl Windows {
     }
 
     /// What windows say of the whole until now; they go on.
-    pub fn estimates_now(&mut self, kernel: &Kernel, processes: &Processes) -> Result<Estimates, SessionError> {
+    pub fn estimates_now(
+        &mut self,
+        kernel: &Kernel,
+        processes: &Processes,
+    ) -> Result<Estimates, SessionError> {
         self.settle(kernel, processes)?;
         if self.is_whole {
             return Ok(Estimates::whole(self.cost_percent()));

@@ -11,8 +11,8 @@ HOARD = []
 
 
 def hoard():
-    # A page at a time, touched: what is asked for is resident.
-    HOARD.append(bytearray(64 * 1024))
+    # Above malloc's threshold: its pages are its own, and it is who touches them first.
+    HOARD.append(bytearray(256 * 1024))
 
 
 def churn():
@@ -31,7 +31,7 @@ def main():
         churn()
         if taken < min(most, (time.monotonic() - began) * speed):
             hoard()
-            taken += 1 / 16
+            taken += 1 / 4
         else:
             time.sleep(0.005)
 

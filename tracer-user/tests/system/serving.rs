@@ -134,7 +134,14 @@ fn answers_and_remembers(interpreter: &Interpreter) -> Result<()> {
         status == 200 && text.contains("churn")
     })?;
     ensure!(serde_json::from_str::<serde_json::Value>(&allocated)?["mode"] == "budget");
-    for path in ["/", "/flamegraph.svg?kind=resident", "/folded?kind=resident", "/metrics", "/openapi.json", "/census.json"] {
+    for path in [
+        "/",
+        "/flamegraph.svg?kind=resident",
+        "/folded?kind=resident",
+        "/metrics",
+        "/openapi.json",
+        "/census.json",
+    ] {
         let text = sidecar.text(path)?;
         ensure!(!text.is_empty(), "{path} is empty");
     }
@@ -239,6 +246,11 @@ fn out_of_memory(interpreter: &Interpreter) -> Result<()> {
     let profile = load(&found)?;
     let (all, of_line) = (profile.total(Metric::Live).bytes, holds(&profile, "hoard"));
     say(&format!("of a limit of {LIMIT} MiB: {} MiB, {} MiB of the line", all >> 20, of_line >> 20));
-    ensure!(of_line * 10 >= (LIMIT << 20) * 7, "the line has {of_line} bytes of {all}");
+    ensure!(all * 10 >= (LIMIT << 20) * 9, "of {LIMIT} MiB only {all} bytes");
+    let largest = profile.samples.iter().max_by_key(|sample| sample.amount(Metric::Live).bytes);
+    let innermost = largest.and_then(|sample| sample.stack.iter().next());
+    let function =
+        innermost.and_then(|id| profile.frames.get_index(id.0 as usize)).map(|frame| &frame.function);
+    ensure!(function.is_some_and(|name| name == "hoard"), "the largest is {function:?}");
     sidecar.end()
 }

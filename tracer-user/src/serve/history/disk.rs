@@ -149,7 +149,9 @@ impl Disk {
             .step("create a file")
             .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder))
             .map_err(failed("create a file in", folder))?;
-        self.step("write").and_then(|()| file.as_file_mut().write_all(bytes)).map_err(failed("write", path))?;
+        self.step("write")
+            .and_then(|()| file.as_file_mut().write_all(bytes))
+            .map_err(failed("write", path))?;
         // The kernel's own time is that of its latest tick, by which two files may be alike. Without this they still are, and no worse.
         let _ = file.as_file().set_modified(SystemTime::now());
         self.step("sync").and_then(|()| file.as_file().sync_all()).map_err(failed("write", path))?;
