@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,13 +20,13 @@ use crate::attach::TableSizes;
 use crate::serve::access::{Access, AccessFiles};
 use crate::serve::engine::Engine;
 use crate::serve::history::{History, Limits};
-use crate::serve::http;
 use crate::serve::keeper::{Keeper, Sink};
 use crate::serve::push::{Labeller, Push, Settings};
 use crate::serve::redact::Redactor;
 use crate::serve::state::{Kind, State};
 use crate::serve::watch::Condition;
 use crate::serve::watcher::Watcher;
+use crate::serve::{confine, http};
 use crate::session::{Mode, Request, Steering, Subject};
 
 /// News that wait; a keeper that writes to a slow disk holds recordings up rather than taking more memory.
@@ -115,6 +116,9 @@ pub struct Arguments {
     /// Answer and push without names of files, functions and commands
     #[arg(long)]
     redact: bool,
+    /// Keep all capabilities and system calls, where giving them up does not work
+    #[arg(long)]
+    unconfined: bool,
     /// Record also on a kernel that is known to crash
     #[arg(long)]
     any_kernel: bool,
@@ -135,7 +139,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let folder = folder(arguments);
     let limits = Limits { bytes: arguments.history_size, age: arguments.history_age };
     let state = State::new(History::open(&folder, limits)?);
-    let push = Arc::new(push(arguments)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(4)
         .enable_all()
@@ -146,6 +149,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .block_on(TcpListener::bind(arguments.listen))
         .with_context(|| format!("failed to listen on `{}`: choose another by --listen", arguments.listen))?;
     let redactor = redactor(arguments)?;
+    let _statistics = confine(arguments)?;
+    let push = Arc::new(push(arguments)?);
     let sinks = sinks(&push, redactor.clone());
     let recording = Recording::start(arguments, &state, sinks)?;
     tracing::warn!("answering on {}", arguments.listen);
@@ -157,6 +162,19 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         tracing::warn!("{waiting} profiles could not be pushed before the end");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives up what is not needed, before any thread is started. What comes back keeps the kernel's account of our programs going, which a process without CAP_SYS_ADMIN cannot ask for.
+fn confine(arguments: &Arguments) -> anyhow::Result<Option<OwnedFd>> {
+    let missing = confine::missing()?;
+    if !missing.is_empty() {
+        tracing::warn!("without {}: tracing may not work (alloctrace doctor says more)", missing.join(", "));
+    }
+    let statistics = crate::attach::keep_statistics().ok();
+    if !arguments.unconfined {
+        confine::confine()?;
+    }
+    Ok(statistics)
 }
 
 /// All that records.

@@ -6,6 +6,7 @@
 pub mod access;
 mod base64;
 pub mod cgroup;
+pub mod confine;
 pub mod engine;
 pub mod history;
 pub mod http;

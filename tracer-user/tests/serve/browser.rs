@@ -117,10 +117,10 @@ fn pictures() {
     let folder = kept.as_deref().map_or(folder.path(), Path::new);
     let served = [("service", Served::of(&service())), ("hostile", Served::of(&hostile()))];
     let kinds: [(&str, &[&str]); 3] = [
-        ("light", &["--window-size=1280,2100"]),
+        ("light", &["--window-size=1280,2300"]),
         (
             "dark",
-            &["--window-size=1280,2100", "--force-dark-mode", "--blink-settings=preferredColorScheme=0"],
+            &["--window-size=1280,2300", "--force-dark-mode", "--blink-settings=preferredColorScheme=0"],
         ),
         ("narrow", &["--window-size=500,3600"]),
     ];

@@ -1,13 +1,16 @@
 //! `openapi.json` against the router: every path, every parameter, every status that answers have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
 
 use alloctrace::serve::http::endpoints;
 use serde_json::Value;
 
 use crate::{
     fixture,
-    support::{ask, nothing, service, told},
+    support::{Served, ask, nothing, service, told},
 };
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -16,6 +19,24 @@ pub const TESTS: &[(&str, fn())] = &[
     ("references_lead_somewhere", references),
     ("answers_are_as_described", described),
 ];
+
+/// Questions by a program that reads the document; it complains of faults, of what is not described, and of what is answered wrongly.
+pub const FUZZED: &[(&str, fn())] = &[("schemathesis_finds_no_fault", fuzzed)];
+
+fn fuzzed() {
+    let told = service();
+    let served = Served::of(&told);
+    // It takes minutes, and an engine that says nothing for so long is dead.
+    told.now.lock().unwrap().alive = Some(SystemTime::now() + Duration::from_secs(3600));
+    let mut command = std::process::Command::new("schemathesis");
+    command.args(["run", &served.url("/openapi.json"), "--max-examples=40", "--no-color"]);
+    // Some watch for as long as they are told to; and not every beginning is before every end.
+    command.args(["--exclude-path-regex=^/debug/", "--exclude-checks=positive_data_acceptance"]);
+    // Traces of what is asked, which it would keep in the working folder.
+    let folder = tempfile::tempdir().unwrap();
+    let output = command.current_dir(&folder).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
 
 fn document() -> Value {
     ask(&nothing(), "/openapi.json").json()

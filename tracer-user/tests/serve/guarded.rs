@@ -167,6 +167,6 @@ fn headers() {
 }
 
 fn long() {
-    let answer = get(&router(&service()), &format!("/folded?pid={}", "1".repeat(9000)));
+    let answer = get(&router(&service()), &format!("/folded?pid={}", "1".repeat(17_000)));
     assert_eq!(answer.status, 414);
 }

@@ -114,7 +114,9 @@ pub fn service() -> Arc<Told> {
     }
     let incident = Incident {
         at: SystemTime::now() - Duration::from_secs(3000),
-        what: "killed for memory: gunicorn: worker [4690] at 512.00 MiB, its limit".to_owned(),
+        pid: 4690,
+        command: "gunicorn: worker [shop.wsgi:application] --bind 0.0.0.0:8000".to_owned(),
+        what: "killed for memory at 512.00 MiB, its limit".to_owned(),
         file: "incidents/2026-11-30T15-55-10Z-4690.pb.gz".to_owned(),
     };
     let told = Told { incidents: vec![incident], ..Told::default() };

@@ -18,7 +18,7 @@ use crate::serve::access::Access;
 /// How long an answer may take to be made, beside the time that a request asks to be watched.
 const MAKING: Duration = Duration::from_secs(25);
 /// No address of ours is longer.
-const MOST_URI_BYTES: usize = 8 << 10;
+const MOST_URI_BYTES: usize = 16 << 10;
 /// Headers that every answer has, unless it has its own.
 const HEADERS: [(HeaderName, &str); 6] = [
     (header::CONTENT_SECURITY_POLICY, script::NOTHING),
@@ -44,6 +44,8 @@ pub async fn guard(State(access): State<Arc<Access>>, request: Request, next: Ne
 
 async fn answer(request: Request, next: Next) -> Response {
     let watched = program::watched(request.uri());
+    // Half more: see its patience.
+    let watched = watched + watched / 2;
     if let Some(deadline) = request.extensions().get::<Deadline>() {
         deadline.extend(watched);
     }
@@ -99,8 +101,10 @@ fn is_here(authority: &Authority) -> bool {
     let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
-    // A name before an `@` is a trick.
-    !authority.as_str().contains('@')
+    // A name before an `@` is a trick, and so is a port that is no number.
+    let has_right_end = authority.as_str() == host || authority.port_u16().is_some();
+    has_right_end
+        && !authority.as_str().contains('@')
         && (host.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(is_loopback))
 }
 

@@ -41,6 +41,12 @@ pub fn utc(moment: SystemTime) -> String {
     humantime::format_rfc3339_seconds(sayable).to_string()
 }
 
+/// A moment for people who know that all times are UTC: `2026-11-30 16:45:00`.
+#[must_use]
+pub fn said(moment: SystemTime) -> String {
+    utc(moment).replace('T', " ").replace('Z', "")
+}
+
 /// Nanoseconds since the epoch as a moment.
 #[must_use]
 pub fn of_nanoseconds(nanoseconds: u64) -> SystemTime {

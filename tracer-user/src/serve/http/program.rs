@@ -25,8 +25,8 @@ use crate::serve::state::{Kind, Snapshot};
 
 /// The longest that one may watch, in seconds.
 const LONGEST_SECONDS: u64 = 300;
-/// Beyond what was asked for: snapshots come now and then.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Beyond half of what was asked for, where no newer snapshot has come: `go tool pprof` gives up after half of it and five seconds.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often to look for a newer snapshot.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -98,20 +98,21 @@ async fn watch(
         Refusal::later("too many are watching already: ask again later, or without `seconds`", time.as_secs())
     })?;
     let begun = Instant::now();
-    let wanted = before.taken + time;
     sleep(time).await;
     loop {
         let after = newest(site)?;
-        let is_late = begun.elapsed() >= time + PATIENCE;
-        if after.taken >= wanted || is_late && after.taken > before.taken {
+        if after.taken > before.taken {
             let start = |snapshot: &Snapshot| snapshot.profile.recording.start_nanoseconds;
             // A recording that began anew in between has nothing to be taken off.
             let base = (start(&before) == start(&after)).then_some(before);
             return Ok((after, base));
         }
-        if is_late {
-            let error = format!("no newer snapshot came in {} s: ask for more `seconds`", time.as_secs());
-            return Err(Refusal::later(error, time.as_secs()));
+        if begun.elapsed() >= time + time / 2 + PATIENCE {
+            let error = format!(
+                "nothing is known of the last {} s, for no snapshot came in them: ask for more `seconds`",
+                time.as_secs()
+            );
+            return Err(Refusal::unknown(error));
         }
         sleep(LOOK).await;
     }

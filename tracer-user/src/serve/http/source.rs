@@ -45,7 +45,11 @@ pub struct Kept {
 pub struct Incident {
     /// When it was.
     pub at: SystemTime,
-    /// The process, and what happened to it, in a line.
+    /// The process.
+    pub pid: u32,
+    /// Its command line.
+    pub command: String,
+    /// What happened to it, in a line.
     pub what: String,
     /// The file that holds its last account.
     pub file: String,

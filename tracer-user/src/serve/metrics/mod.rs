@@ -126,8 +126,11 @@ fn state(now: &Now) -> [Family; 3] {
         "Things that were asked for and do not work at the moment",
     );
     problems.row([], Number::Whole(now.problems.len() as u64));
-    let mut lost =
-        Family::counter("alloctrace_history_lost_minutes", None, "Minutes that could not be kept on disk");
+    let mut lost = Family::counter(
+        "alloctrace_history_lost_snapshots",
+        None,
+        "Snapshots that could not be kept on disk",
+    );
     lost.row([], Number::Whole(now.minutes_lost));
     let mut alive = Family::gauge(
         "alloctrace_alive_timestamp",

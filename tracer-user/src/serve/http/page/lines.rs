@@ -87,14 +87,14 @@ fn table(profile: &Profile, metric: Metric, facts: &Facts, markup: &mut Markup) 
     markup.raw("<table><thead><tr><th class=\"n\">bytes");
     markup
         .raw(if is_estimate { "<th class=\"n\">error" } else { "" })
-        .raw("<th>share<th>line</tr></thead><tbody>");
+        .raw("<th class=\"n\">share<th>line</tr></thead><tbody>");
     for row in report.rows.iter().take(ROWS) {
         let bytes = summary::human(metric, Unit::Bytes, row.amount.bytes);
         markup.element("<tr><td class=\"n\">", &bytes, "</td>");
         if is_estimate {
             markup.element("<td class=\"n\">", &text::error(row.bytes_error, row.amount.bytes), "</td>");
         }
-        bar(text::percent(row.amount.bytes, report.total.bytes), markup);
+        share(text::percent(row.amount.bytes, report.total.bytes), markup);
         place(&row.key, markup);
         markup.raw("</tr>");
     }
@@ -113,11 +113,12 @@ fn rest(report: &Report<'_>, metric: Metric, markup: &mut Markup) {
     markup.element("<p class=\"note\">", &rest, "</p>");
 }
 
-fn bar(percent: f64, markup: &mut Markup) {
-    markup.raw("<td><svg class=\"bar\" viewBox=\"0 0 100 6\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"");
-    markup.number(percent).raw(
-        " %\"><rect class=\"all\" width=\"100\" height=\"6\"/><rect class=\"part\" height=\"6\" width=\"",
-    );
+/// A share as a number, and as a bar below it.
+fn share(percent: f64, markup: &mut Markup) {
+    markup.raw("<td class=\"n\">").number(percent);
+    markup
+        .raw(" %<svg class=\"bar\" viewBox=\"0 0 100 5\" preserveAspectRatio=\"none\" aria-hidden=\"true\">");
+    markup.raw("<rect class=\"all\" width=\"100\" height=\"5\"/><rect class=\"part\" height=\"5\" width=\"");
     markup.number(percent.clamp(0.0, 100.0)).raw("\"/></svg></td>");
 }
 

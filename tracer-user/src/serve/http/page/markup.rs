@@ -75,7 +75,7 @@ mod tests {
             loop {
                 match reader.read_event().unwrap() {
                     Event::Start(start) => {
-                        prop_assert_eq!(start.name().as_ref(), b"p");
+                        prop_assert!(start.name().as_ref() == b"p");
                         let attributes: Vec<_> = start.attributes().map(Result::unwrap).collect();
                         prop_assert_eq!(attributes.len(), 1);
                         title = quick_xml::escape::unescape(std::str::from_utf8(&attributes[0].value).unwrap()).unwrap().into_owned();

@@ -81,6 +81,9 @@ impl Facts {
         let mut incidents = site.source().incidents();
         for incident in &mut incidents {
             (incident.what, incident.file) = (site.say(&incident.what), site.say(&incident.file));
+            if let Some(redactor) = site.redactor() {
+                incident.command = redactor.command(&incident.command);
+            }
         }
         Self { now, late, incidents, pids: asked.pids, is_redacted: site.redactor().is_some(), at }
     }
@@ -119,12 +122,10 @@ fn render(facts: &Facts) -> String {
     trust::incidents(facts, &mut markup);
     processes::section(facts, &mut markup);
     processes::timelines(facts, &mut markup);
+    lines::leaks(facts, &mut markup);
     markup.raw("<div class=\"pair\">");
     lines::allocated(facts, &mut markup);
     lines::live(facts, &mut markup);
-    markup.raw("</div>");
-    lines::leaks(facts, &mut markup);
-    markup.raw("<div class=\"pair\">");
     trust::section(facts, &mut markup);
     further(facts, &mut markup);
     markup.raw("</div></main>");
@@ -167,7 +168,7 @@ fn recording(facts: &Facts, snapshot: &Snapshot) -> String {
         "recording for {}, {} mode, {seen}; figures of {} ({} ago)",
         text::age(milliseconds),
         recording.mode,
-        moment::utc(snapshot.taken),
+        moment::said(snapshot.taken),
         text::age(u64::try_from(old.as_millis()).unwrap_or(u64::MAX))
     )
 }

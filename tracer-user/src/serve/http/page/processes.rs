@@ -26,7 +26,7 @@ pub fn section(facts: &Facts, markup: &mut Markup) {
         return;
     }
     markup.raw("<p class=\"note\">What the program asked for and has not given back, what its allocators keep free, and what is resident; below each, what it has changed by since recording began.</p>");
-    markup.raw("<div class=\"wide\"><table><thead><tr><th>pid<th>command<th class=\"n\">requested<th class=\"n\">held free<th class=\"n\">resident<th>what that means<th>flame graph</tr></thead><tbody>");
+    markup.raw("<div class=\"wide\"><table><thead><tr><th>pid<th>command<th class=\"n\">requested<th class=\"n\">held free<th class=\"n\">resident<th>what that means<th></tr></thead><tbody>");
     living.iter().take(MOST_ROWS).for_each(|known| row(known, facts, markup));
     markup.raw("</tbody></table></div>");
     let more = living.len().saturating_sub(MOST_ROWS);

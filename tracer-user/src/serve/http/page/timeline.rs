@@ -8,8 +8,8 @@ use super::markup::Markup;
 use crate::profile::{Look, Series};
 use crate::serve::http::moment;
 
-const WIDTH: f64 = 480.0;
-const HEIGHT: f64 = 170.0;
+const WIDTH: f64 = 400.0;
+const HEIGHT: f64 = 160.0;
 /// Of the axes' texts.
 const LEFT: f64 = 58.0;
 const BOTTOM: f64 = 20.0;
@@ -19,7 +19,7 @@ const RIGHT: f64 = 8.0;
 const TIME_STEPS: [u64; 17] =
     [1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 604_800];
 /// Most ticks of the time axis.
-const MOST_TICKS: u64 = 6;
+const MOST_TICKS: u64 = 5;
 /// Ticks of the other that are aimed at.
 const AIM: f64 = 4.0;
 
@@ -40,7 +40,7 @@ pub fn draw(series: &Series, start: SystemTime, markup: &mut Markup) {
         markup.raw("<p class=\"note\">One look so far: a line takes two.</p>");
         return;
     };
-    markup.raw("<svg viewBox=\"0 0 480 170\" role=\"img\" aria-label=\"Memory over time: requested, held free, resident\">");
+    markup.raw("<svg viewBox=\"0 0 400 160\" role=\"img\" aria-label=\"Memory over time: requested, held free, resident\">");
     scale.axes(markup);
     for run in runs(series.looks(), |look| look.figures.requested_bytes().zip(look.figures.held_bytes())) {
         let below: Vec<(f64, f64)> =

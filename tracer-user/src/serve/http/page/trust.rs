@@ -34,13 +34,16 @@ pub fn incidents(facts: &Facts, markup: &mut Markup) {
         return;
     }
     markup.raw("<section id=\"incidents\"><h2>Incidents</h2><p class=\"note\">Last accounts of processes that came near their limit or were killed, in the folder of the history.</p>");
-    markup.raw("<table><thead><tr><th>when<th>what<th>file</tr></thead><tbody>");
+    markup
+        .raw("<div class=\"wide\"><table><thead><tr><th>when<th>process<th>what<th>file</tr></thead><tbody>");
     for incident in facts.incidents.iter().take(MOST_LINES) {
-        markup.element("<tr><td>", &moment::utc(incident.at), "</td>");
+        markup.element("<tr><td class=\"when\">", &moment::said(incident.at), "</td>");
+        markup.element("<td class=\"name\">", &incident.command, "");
+        markup.element("<small>pid ", &incident.pid.to_string(), "</small></td>");
         markup.element("<td class=\"name\">", &incident.what, "</td>");
         markup.element("<td class=\"place\">", &incident.file, "</td></tr>");
     }
-    markup.raw("</tbody></table></section>");
+    markup.raw("</tbody></table></div></section>");
 }
 
 /// How far all can be trusted.
@@ -51,7 +54,7 @@ pub fn section(facts: &Facts, markup: &mut Markup) {
         let Some(profile) = facts.profile(kind) else { continue };
         any = true;
         markup.raw("<dl><dt>recording</dt><dd>").text(kind.name());
-        let start = moment::utc(moment::of_nanoseconds(profile.recording.start_nanoseconds));
+        let start = moment::said(moment::of_nanoseconds(profile.recording.start_nanoseconds));
         markup.element(" since ", &start, "</dd>");
         markup.element("<dt>trust</dt><dd>", &summary::trust(profile), "</dd>");
         if let Some(windows) = &profile.recording.windows {
