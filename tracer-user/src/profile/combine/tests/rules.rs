@@ -183,7 +183,7 @@ fn estimated(bytes: u64, error: Option<u64>, live: u64) -> Profile {
         allocated_bytes_error: error,
         live_bytes_error: Some(live / 2),
         age_milliseconds: Some(live),
-        growth: Some(Growth { bytes_per_second: live as i64, at_least: 1, likelihood_ppm: 2 }),
+        growth: Some(Growth { bytes_per_second: live.cast_signed(), at_least: 1, likelihood_ppm: 2 }),
         ..Estimated::default()
     }));
     profile

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{BASE_SECONDS, KIND, Kind, UNLIMITED, bit, ever, files, minute, open, span, time, totals};
+use super::{
+    BASE_SECONDS, KIND, Kind, UNLIMITED, append, bit, ever, files, minute, open, span, time, totals,
+};
 use crate::serve::history::{History, HistoryError, Limits};
 
 const DAY: u64 = 86_400;
@@ -114,9 +116,7 @@ fn incidents_leave_room_for_the_history() {
     let folder = TempDir::new().unwrap();
     let limits = Limits { bytes: 10_000, ..UNLIMITED };
     let history = History::open(folder.path(), limits).unwrap();
-    (0..5).for_each(|number| {
-        history.append(KIND, span(BASE_SECONDS + u64::from(number), 1), &minute(number)).unwrap()
-    });
+    append(&history, 0..5);
     for number in 0..20 {
         history.keep_incident(&format!("oom-{number}"), &minute(1), Some(&[b' '; 2000])).unwrap();
         assert!(bytes_on_disk(&folder) <= limits.bytes);

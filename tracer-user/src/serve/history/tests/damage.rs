@@ -6,7 +6,9 @@ use std::path::Path;
 use proptest::{collection::vec, prelude::*};
 use tempfile::TempDir;
 
-use super::{BASE_SECONDS, KIND, UNLIMITED, bit, copy, ever, files, minute, open, span, time, totals};
+use super::{
+    BASE_SECONDS, KIND, UNLIMITED, append, bit, copy, ever, files, minute, open, span, time, totals,
+};
 use crate::serve::history::{History, HistoryError};
 
 /// Two hours and two minutes: six minutes, of which the first four are in hours.
@@ -110,9 +112,7 @@ fn a_file_that_somebody_removed_is_missed_and_counted() {
 fn parts_count_where_the_whole_cannot_be_read() {
     let folder = TempDir::new().unwrap();
     let history = open(folder.path());
-    (0..3).for_each(|number| {
-        history.append(KIND, span(BASE_SECONDS + u64::from(number), 1), &minute(number)).unwrap()
-    });
+    append(&history, 0..3);
     let before = copy(folder.path());
     history.compact(time(BASE_SECONDS + 3600)).unwrap();
     drop(history);
@@ -134,9 +134,7 @@ fn parts_count_where_the_whole_cannot_be_read() {
 fn only_the_newest_of_those_that_are_no_profiles_are_kept() {
     let folder = TempDir::new().unwrap();
     let history = open(folder.path());
-    (0..12).for_each(|number| {
-        history.append(KIND, span(BASE_SECONDS + u64::from(number), 1), &minute(number)).unwrap()
-    });
+    append(&history, 0..12);
     let names = files(folder.path());
     for name in &names[..11] {
         fs::write(folder.path().join(name), "no profile").unwrap();
