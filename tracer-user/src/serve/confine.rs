@@ -23,7 +23,7 @@ const VITAL: [(CapabilitySet, &str); 3] = [
 ];
 
 /// System calls that are refused from now on, with EPERM. `process_vm_writev` and `ptrace` could change a target; the others change a host, or run what somebody brought.
-const REFUSED: [libc::c_long; 21] = [
+const REFUSED: [i64; 21] = [
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -99,7 +99,7 @@ pub fn confine() -> Result<(), ConfineError> {
 fn filter() -> Result<BpfProgram, ConfineError> {
     let architecture =
         TargetArch::try_from(std::env::consts::ARCH).map_err(|_| ConfineError::Architecture)?;
-    let rules = REFUSED.iter().map(|call| (i64::from(*call), Vec::new())).collect();
+    let rules = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?;
     Ok(filter.try_into()?)

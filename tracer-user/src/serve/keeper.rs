@@ -70,7 +70,7 @@ impl Keeper {
                 self.keep(kind, Arc::new(*profile));
                 self.before.remove(&kind);
             }
-            News::Victims(kind, profile, pids) => self.keep_victims(kind, *profile, &pids),
+            News::Victims(kind, profile, pids) => self.keep_victims(kind, &profile, &pids),
             News::Moment(pids, what) => self.moment(pids, what),
             News::Problem(kind, why) => self.problem(kind, why),
             News::Note(kind, line) => tracing::info!(kind = kind.name(), "{}", text::visible(&line)),
@@ -145,7 +145,7 @@ impl Keeper {
     }
 
     /// What processes held that were killed for want of memory, one file each.
-    fn keep_victims(&self, kind: Kind, profile: Profile, pids: &[u32]) {
+    fn keep_victims(&self, kind: Kind, profile: &Profile, pids: &[u32]) {
         let time = file_time(SystemTime::now());
         for pid in pids {
             let mut profile = profile.clone();

@@ -101,7 +101,7 @@ fn figures(state: &State) -> FxHashMap<u32, ProcessFigures> {
         let Some(snapshot) = now.snapshot(kind) else { continue };
         let profile = &*snapshot.profile;
         let knows_live = kind == Kind::Allocations
-            && !profile.recording.windows.as_ref().is_some_and(|windows| !windows.knows_live);
+            && profile.recording.windows.as_ref().is_none_or(|windows| windows.knows_live);
         let live = if knows_live { live(profile) } else { Vec::new() };
         for (index, process) in profile.processes.iter().enumerate().filter(|(_, process)| !process.ended) {
             let figures = all.entry(process.pid).or_default();
