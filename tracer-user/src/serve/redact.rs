@@ -87,6 +87,12 @@ impl Redactor {
         self.hash("command", command)
     }
 
+    /// The name of an incident as a hash.
+    #[must_use]
+    pub fn incident(&self, name: &str) -> String {
+        self.hash("incident", name)
+    }
+
     /// A sentence without what it quotes: words in backticks, and words that are paths.
     #[must_use]
     pub fn text(&self, text: &str) -> String {

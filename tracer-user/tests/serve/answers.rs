@@ -13,7 +13,7 @@ use alloctrace::{
 
 use crate::{
     fixture,
-    support::{Told, ask, nothing, service, snapshot, told},
+    support::{Told, ask, get, nothing, redacted, service, snapshot, told},
 };
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -22,6 +22,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("processes_can_be_chosen", processes),
     ("the_past_is_asked_for_what_was_meant", past),
     ("differences_are_of_both", difference),
+    ("incidents_are_profiles_of_their_own", incidents),
     ("resident_memory_is_a_recording_of_its_own", resident),
     ("what_is_not_known_says_why", unknown),
     ("the_census_adds_up", census),
@@ -108,6 +109,27 @@ fn difference() {
     let report = ask(&told, "/report.json?metric=allocated&diff=-30m/-15m").json();
     assert_eq!((&report["base"]["mode"], &report["now"]["mode"]), (&"budget".into(), &"exact".into()));
     assert_eq!(report["now"]["total"]["bytes"], fixture::example().total(Metric::Allocated).bytes);
+}
+
+fn incidents() {
+    let told = service();
+    let name = "2026-11-30T15-55-10Z%20killed%20at%20its%20limit:%20gunicorn%204690";
+    let profile = pprof::decode(&ask(&told, &format!("/profile.pb.gz?incident={name}")).bytes).unwrap();
+    assert_eq!(profile, fixture::example());
+    assert_eq!(ask(&told, &format!("/flamegraph.svg?incident={name}")).status, 200);
+    assert_eq!(ask(&told, &format!("/folded?incident={name}&pid=1")).status, 404);
+    for wrong in ["", "..%2F..%2Fetc%2Fpasswd", "gunicorn", "%00"] {
+        let answer = ask(&told, &format!("/folded?incident={wrong}"));
+        assert_eq!(answer.status, 404);
+        assert!(answer.error().contains("is kept: see /"), "{}", answer.error());
+    }
+    // Where names are hashes, so are those of incidents, and links on the page work all the same.
+    let closed = redacted(&told);
+    let page = get(&closed, "/").text();
+    let hash = page.split("/flamegraph.svg?incident=").nth(1).unwrap().split('"').next().unwrap();
+    assert!(hash.starts_with("incident-") && !page.contains("gunicorn"), "{hash}");
+    assert_eq!(get(&closed, &format!("/folded?incident={hash}")).status, 200);
+    assert_eq!(get(&closed, &format!("/folded?incident={name}")).status, 404);
 }
 
 fn resident() {

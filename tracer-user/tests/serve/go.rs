@@ -139,7 +139,7 @@ fn seconds() {
 fn given_back() {
     let before = fixture::example();
     let after = later(before.clone());
-    let total = |profile: &Profile| profile.total(Metric::Live).bytes as i64;
+    let total = |profile: &Profile| profile.total(Metric::Live).bytes.cast_signed();
     let text = watched("/debug/pprof/heap", &["-raw"], before.clone(), after.clone());
     let samples = text.split_once("Samples:\n").unwrap().1.split_once("Locations").unwrap().0.to_owned();
     let live: i64 = samples

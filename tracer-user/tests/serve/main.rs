@@ -3,7 +3,6 @@
 //! A program that is not installed makes its tests ignored, not passed; where `CI` is set they fail instead.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     reason = "clippy knows test functions, not those of another harness"
 )]

@@ -63,7 +63,7 @@ fn question() -> impl Strategy<Value = String> {
     let paths: Vec<&str> = endpoints::ALL.iter().map(|endpoint| endpoint.path).collect();
     let path = prop_oneof![8 => prop::sample::select(paths).prop_map(str::to_owned), 1 => "/[a-z./%-]{0,12}"];
     let name = prop_oneof![
-        6 => prop::sample::select(vec!["pid", "kind", "metric", "unit", "by", "top", "from", "to", "diff", "x", "debug", "gc"]).prop_map(str::to_owned),
+        6 => prop::sample::select(vec!["pid", "kind", "metric", "unit", "by", "top", "from", "to", "diff", "incident", "x", "debug", "gc"]).prop_map(str::to_owned),
         1 => "[a-zA-Z0-9%._~-]{0,8}",
     ];
     let value = prop_oneof![

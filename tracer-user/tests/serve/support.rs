@@ -27,6 +27,9 @@ use tower::ServiceExt as _;
 
 use crate::fixture;
 
+/// The name of the incident in [`service`].
+pub const INCIDENT: &str = "2026-11-30T15-55-10Z killed at its limit: gunicorn 4690";
+
 /// What is known, and can be changed while it is asked.
 #[derive(Default)]
 pub struct Told {
@@ -59,6 +62,11 @@ impl Source for Told {
 
     fn incidents(&self) -> Vec<Incident> {
         self.incidents.clone()
+    }
+
+    fn incident(&self, name: &str) -> Result<Option<Profile>, HistoryError> {
+        assert!(self.incidents.iter().any(|incident| incident.name == name), "`{name}` is asked for unseen");
+        Ok(Some(fixture::example()))
     }
 }
 
@@ -112,13 +120,7 @@ pub fn service() -> Arc<Told> {
     for (process, same) in resident.processes.iter_mut().zip(&allocations.processes) {
         process.command.clone_from(&same.command);
     }
-    let incident = Incident {
-        at: SystemTime::now() - Duration::from_secs(3000),
-        pid: 4690,
-        command: "gunicorn: worker [shop.wsgi:application] --bind 0.0.0.0:8000".to_owned(),
-        what: "killed for memory at 512.00 MiB, its limit".to_owned(),
-        file: "incidents/2026-11-30T15-55-10Z-4690.pb.gz".to_owned(),
-    };
+    let incident = Incident { at: SystemTime::now() - Duration::from_secs(3000), name: INCIDENT.to_owned() };
     let told = Told { incidents: vec![incident], ..Told::default() };
     let mut late = fixture::budget();
     late.processes.clone_from(&allocations.processes);

@@ -39,6 +39,8 @@ pub struct Asked {
     pub span: Option<Span>,
     /// To compare with.
     pub base: Option<Span>,
+    /// The last account of this name, in place of a snapshot or the past.
+    pub incident: Option<String>,
     /// Most rows.
     pub top: usize,
 }
@@ -69,6 +71,7 @@ impl Default for Asked {
             by: By::Line,
             span: None,
             base: None,
+            incident: None,
             top: DEFAULT_ROWS,
         }
     }
@@ -88,6 +91,11 @@ impl Asked {
             asked.take(name, value, now, &mut raw)?;
         }
         asked.span = span(&raw, now)?;
+        if asked.incident.is_some() && asked.span.is_some() {
+            return Err(Refusal::wrong(
+                "an incident is of one moment: leave out `from` and `to`, or `incident`",
+            ));
+        }
         if asked.metric == Some(Metric::Retained) && asked.unit == Unit::Count {
             return Err(Refusal::wrong("`retained` is known in bytes a second only: leave out `unit=count`"));
         }
@@ -103,6 +111,7 @@ impl Asked {
             "metric" => self.metric = Some(value.parse().map_err(|error| wrong(&error))?),
             "unit" => self.unit = value.parse().map_err(|error| wrong(&error))?,
             "by" => self.by = value.parse().map_err(|error| wrong(&error))?,
+            "incident" => self.incident = Some(value.to_owned()),
             "top" => self.top = top(value)?,
             "from" => raw.from = Some(when(value)?),
             "to" => raw.to = Some(when(value)?),
@@ -142,7 +151,7 @@ fn check_names(pairs: &[(String, String)], known: &[&str]) -> Result<(), Refusal
 }
 
 /// A text of a stranger, fit for an answer.
-fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     shorten(&visible(text), 200).into_owned()
 }
 
@@ -193,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [&str; 9] = ["pid", "metric", "unit", "by", "from", "to", "diff", "kind", "top"];
+    const ALL: [&str; 10] = ["pid", "metric", "unit", "by", "from", "to", "diff", "kind", "top", "incident"];
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_796_057_100)
@@ -217,6 +226,7 @@ mod tests {
             by: By::Function,
             span: Some(Span { from: ago(15), to: now() }),
             base: Some(Span { from: ago(30), to: ago(15) }),
+            incident: None,
             top: 5,
         };
         assert_eq!(asked, Ok(expected));
@@ -245,6 +255,7 @@ mod tests {
             ("top=0", "top: `0` is no number of rows"),
             ("metric=live&metric=live", "`metric` is given twice"),
             ("colour=red", "unknown parameter `colour`: use pid, metric"),
+            ("incident=x&from=-1m", "leave out `from` and `to`, or `incident`"),
             ("metric=retained&unit=count", "leave out `unit=count`"),
             ("a%E2%80%AEb=1", "unknown parameter `a\\u202eb`"),
         ] {
@@ -257,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_panics(query in "([a-z]{0,6}=[%0-9a-zA-Z+./:-]{0,12}&?){0,6}|(pid|metric|unit|by|from|to|diff|kind|top)=[ -~&&[^<>\"` {}|\\\\^#]]{0,20}") {
+        fn no_query_panics(query in "([a-z]{0,6}=[%0-9a-zA-Z+./:-]{0,12}&?){0,6}|(pid|metric|unit|by|from|to|diff|kind|top|incident)=[ -~&&[^<>\"` {}|\\\\^#]]{0,20}") {
             let Ok(uri) = format!("/x?{query}").parse() else { return Ok(()) };
             if let Err(refusal) = Asked::parse(&uri, &ALL, now()) {
                 prop_assert_eq!(refusal.into_response().status(), 400);

@@ -16,6 +16,22 @@ const REST: &str = "other stacks (too small to show here)";
 /// Bytes of folded text that an answer may stand on; flame graphs take several times that while they are drawn.
 pub const MOST_TEXT_BYTES: usize = 16 << 20;
 
+/// Looks at memory that a document may hold: a dozen megabytes as JSON.
+pub const MOST_LOOKS: usize = 10_000;
+
+/// The profile with series of memory that are thinned alike; `None`: they are short enough.
+#[must_use]
+pub fn with_fewer_looks(profile: &Profile, most: usize) -> Option<Profile> {
+    let looks: usize = profile.processes.iter().map(|process| process.memory.looks().len()).sum();
+    if looks <= most {
+        return None;
+    }
+    let mut thinned = profile.clone();
+    let most_each = most / profile.processes.len();
+    thinned.processes.iter_mut().for_each(|process| process.memory.thin(most_each));
+    Some(thinned)
+}
+
 /// The profile with those processes alone that `keep` wants, and the frames that their samples point to.
 #[must_use]
 pub fn processes(profile: &Profile, keep: impl Fn(&Process) -> bool) -> Profile {
@@ -117,10 +133,12 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::profile::{Amount, Cost, Coverage, Losses, Recording};
+    use crate::profile::{Amount, Cost, Coverage, Figures, Look, Losses, Recording, Series};
 
     fn profile(samples: &[(u32, u32, u64)]) -> Profile {
         let recording = Recording {
@@ -175,6 +193,22 @@ mod tests {
             .collect();
         all.sort();
         all
+    }
+
+    #[test]
+    fn series_are_thinned_alike_and_only_where_they_are_many() {
+        let mut whole = profile(&[]);
+        let look = |second| Look::after(Duration::from_secs(second), Figures::unknown("no"));
+        whole.processes.iter_mut().for_each(|process| {
+            (0..100).for_each(|second| process.memory.push(look(second), Series::MOST));
+        });
+        assert_eq!(with_fewer_looks(&whole, 400), None);
+        let thinned = with_fewer_looks(&whole, 399).unwrap();
+        for process in &thinned.processes {
+            let looks = process.memory.looks();
+            assert!((40..=99).contains(&looks.len()), "{}", looks.len());
+            assert_eq!(looks.last().unwrap().since_nanoseconds, 99_000_000_000);
+        }
     }
 
     proptest! {

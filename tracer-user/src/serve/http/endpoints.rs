@@ -16,17 +16,18 @@ pub const PAGE: Endpoint = Endpoint { path: "/", parameters: &["pid"] };
 /// A flame graph. `x`, `y` and `s` are the viewer's own: what is zoomed and searched.
 pub const FLAME_GRAPH: Endpoint = Endpoint {
     path: "/flamegraph.svg",
-    parameters: &["pid", "kind", "metric", "unit", "from", "to", "diff", "x", "y", "s"],
+    parameters: &["pid", "kind", "metric", "unit", "from", "to", "incident", "diff", "x", "y", "s"],
 };
 /// A pprof file with all that is known.
-pub const PROFILE: Endpoint = Endpoint { path: "/profile.pb.gz", parameters: &["pid", "kind", "from", "to"] };
+pub const PROFILE: Endpoint =
+    Endpoint { path: "/profile.pb.gz", parameters: &["pid", "kind", "from", "to", "incident"] };
 /// Folded stacks.
 pub const FOLDED: Endpoint =
-    Endpoint { path: "/folded", parameters: &["pid", "kind", "metric", "unit", "from", "to"] };
+    Endpoint { path: "/folded", parameters: &["pid", "kind", "metric", "unit", "from", "to", "incident"] };
 /// Rows.
 pub const REPORT: Endpoint = Endpoint {
     path: "/report.json",
-    parameters: &["pid", "kind", "metric", "unit", "by", "top", "from", "to", "diff"],
+    parameters: &["pid", "kind", "metric", "unit", "by", "top", "from", "to", "incident", "diff"],
 };
 /// What memory is made of.
 pub const CENSUS: Endpoint = Endpoint { path: "/census.json", parameters: &["pid"] };

@@ -33,8 +33,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
 /// Lets a request through, or answers in its place.
 pub async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
     let mut response = match check(&access, &request) {
-        Ok(()) => answer(request, next).await,
-        Err(response) => response,
+        None => answer(request, next).await,
+        Some(response) => response,
     };
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
@@ -56,25 +56,26 @@ async fn answer(request: Request, next: Next) -> Response {
     }
 }
 
-fn check(access: &Access, request: &Request) -> Result<(), Response> {
+/// The answer in place of the one that was asked for, if there is a reason.
+fn check(access: &Access, request: &Request) -> Option<Response> {
     if !access.admits(request.headers()) {
-        return Err(who_are_you());
+        return Some(who_are_you());
     }
     if matches!(access, Access::Loopback) && !is_called_by_its_name(request.uri(), request.headers()) {
         let error = "the name in `Host` is none of this machine: ask by 127.0.0.1, [::1] or localhost";
-        return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, error).into_response());
+        return Some(Refusal::new(StatusCode::MISDIRECTED_REQUEST, error).into_response());
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let error = "nothing can be changed here: use GET or HEAD";
         let mut response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error).into_response();
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return Err(response);
+        return Some(response);
     }
     if request.uri().path().len() + request.uri().query().map_or(0, str::len) > MOST_URI_BYTES {
         let error = format!("the address is longer than {MOST_URI_BYTES} bytes: ask for less");
-        return Err(Refusal::new(StatusCode::URI_TOO_LONG, error).into_response());
+        return Some(Refusal::new(StatusCode::URI_TOO_LONG, error).into_response());
     }
-    Ok(())
+    None
 }
 
 fn who_are_you() -> Response {

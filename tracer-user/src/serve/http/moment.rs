@@ -53,10 +53,16 @@ pub fn of_nanoseconds(nanoseconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(nanoseconds)
 }
 
-/// Seconds since the epoch; 0 before it.
+/// Whole seconds since the epoch; 0 before it.
 #[must_use]
-pub fn seconds(moment: SystemTime) -> f64 {
-    moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+pub fn seconds(moment: SystemTime) -> u64 {
+    moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Nanoseconds since the epoch; 0 before it.
+#[must_use]
+pub fn nanoseconds(moment: SystemTime) -> u64 {
+    u64::try_from(moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn is_sayable(moment: SystemTime) -> bool {

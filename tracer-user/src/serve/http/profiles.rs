@@ -113,6 +113,8 @@ fn write_report(
     // Of all groupings this one alone can be larger than the profile.
     let bounded = (asked.by == By::Stack).then(|| bounded(profile, options.metric, asked));
     let profile = bounded.as_deref().unwrap_or(profile);
+    let thinned = choose::with_fewer_looks(profile, choose::MOST_LOOKS);
+    let profile = thinned.as_ref().unwrap_or(profile);
     let report = aggregate::aggregate(profile, asked.by, options.metric, options.unit)?;
     json::write(&report, Some(asked.top), writer)
 }

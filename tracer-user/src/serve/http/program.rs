@@ -133,14 +133,13 @@ fn make(
         ));
     }
     let earlier = base.map(|base| part(&base.profile, &asked, site));
-    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let duration = base.and_then(|base| snapshot.taken.duration_since(base.taken).ok()).unwrap_or_default();
     let encoded = go_heap::encode(&Heap {
         profile: &profile,
         base: earlier.as_ref(),
         first,
-        time_nanoseconds: nanoseconds(Duration::from_secs_f64(moment::seconds(snapshot.taken))),
-        duration_nanoseconds: nanoseconds(duration),
+        time_nanoseconds: moment::nanoseconds(snapshot.taken),
+        duration_nanoseconds: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX),
     });
     let encoded = encoded.map_err(|error| Refusal::fault(&error))?;
     let name = HeaderValue::from_static("attachment; filename=\"profile.pb.gz\"");

@@ -27,6 +27,12 @@ pub trait Source: Send + Sync + 'static {
 
     /// Last accounts of processes that came near their limit or were killed, the newest first.
     fn incidents(&self) -> Vec<Incident>;
+
+    /// The account of one; `None`: there is none of that name.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn incident(&self, name: &str) -> Result<Option<Profile>, HistoryError>;
 }
 
 /// What the history takes on disk.
@@ -45,14 +51,8 @@ pub struct Kept {
 pub struct Incident {
     /// When it was.
     pub at: SystemTime,
-    /// The process.
-    pub pid: u32,
-    /// Its command line.
-    pub command: String,
-    /// What happened to it, in a line.
-    pub what: String,
-    /// The file that holds its last account.
-    pub file: String,
+    /// What it is called: what happened, and to which process.
+    pub name: String,
 }
 
 impl Source for State {
@@ -103,5 +103,9 @@ impl Incident {
             what: format!("{what} ({of})"),
             file,
         }
+    }
+
+    fn incident(&self, _name: &str) -> Result<Option<Profile>, HistoryError> {
+        Ok(None)
     }
 }

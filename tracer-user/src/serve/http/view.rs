@@ -4,7 +4,12 @@
 
 use std::sync::Arc;
 
-use super::{answer::Refusal, asked::Asked, choose, moment, source::Source};
+use super::{
+    answer::Refusal,
+    asked::{Asked, clean},
+    choose, moment,
+    source::{Incident, Source},
+};
 use crate::output;
 use crate::profile::{Live, Metric, Profile};
 use crate::serve::{
@@ -25,9 +30,10 @@ pub fn profile(
     asked: &Asked,
     redactor: Option<&Redactor>,
 ) -> Result<Arc<Profile>, Refusal> {
-    let found = match asked.span {
-        Some(span) => past(source, asked, span),
-        None => newest(source, asked, redactor),
+    let found = match (&asked.incident, asked.span) {
+        (Some(name), _) => incident(source, asked, name, redactor),
+        (None, Some(span)) => past(source, asked, span),
+        (None, None) => newest(source, asked, redactor),
     }?;
     Ok(redacted(found, redactor))
 }
@@ -99,7 +105,7 @@ pub fn of_snapshot(
     asked: &Asked,
     redactor: Option<&Redactor>,
 ) -> Result<Arc<Profile>, Refusal> {
-    Ok(redacted(chosen(snapshot, asked)?, redactor))
+    Ok(redacted(chosen(&snapshot.profile, asked)?, redactor))
 }
 
 /// Why there is no snapshot.
@@ -116,16 +122,38 @@ pub fn nothing_yet(now: &Now, kind: Kind, redactor: Option<&Redactor>) -> Refusa
 fn newest(source: &dyn Source, asked: &Asked, redactor: Option<&Redactor>) -> Result<Arc<Profile>, Refusal> {
     let now = source.now();
     let snapshot = now.snapshot(asked.kind).ok_or_else(|| nothing_yet(&now, asked.kind, redactor))?;
-    chosen(snapshot, asked)
+    chosen(&snapshot.profile, asked)
 }
 
-fn chosen(snapshot: &Snapshot, asked: &Asked) -> Result<Arc<Profile>, Refusal> {
-    if asked.pids.is_empty() {
-        return Ok(Arc::clone(&snapshot.profile));
+/// Of those whose names are hashes, the one whose hash is asked for.
+fn incident(
+    source: &dyn Source,
+    asked: &Asked,
+    name: &str,
+    redactor: Option<&Redactor>,
+) -> Result<Arc<Profile>, Refusal> {
+    let is_asked_for = |incident: &Incident| match redactor {
+        Some(redactor) => redactor.incident(&incident.name) == name,
+        None => incident.name == name,
+    };
+    let unknown =
+        || Refusal::unknown(format!("no incident `{}` is kept: see / for those that are", clean(name)));
+    // Only names that are listed are asked for, so that none can lead out of their folder.
+    let known = source.incidents().into_iter().find(is_asked_for).ok_or_else(unknown)?;
+    match source.incident(&known.name) {
+        Ok(Some(profile)) => chosen(&Arc::new(profile), asked),
+        Ok(None) => Err(unknown()),
+        Err(error) => Err(Refusal::fault(&error)),
     }
-    let chosen = choose::processes(&snapshot.profile, |process| asked.pids.contains(&process.pid));
+}
+
+fn chosen(profile: &Arc<Profile>, asked: &Asked) -> Result<Arc<Profile>, Refusal> {
+    if asked.pids.is_empty() {
+        return Ok(Arc::clone(profile));
+    }
+    let chosen = choose::processes(profile, |process| asked.pids.contains(&process.pid));
     if chosen.processes.is_empty() {
-        return Err(Refusal::unknown(unknown_pids(asked, &snapshot.profile)));
+        return Err(Refusal::unknown(unknown_pids(asked, profile)));
     }
     Ok(Arc::new(chosen))
 }

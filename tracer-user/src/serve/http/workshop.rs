@@ -96,7 +96,7 @@ mod tests {
             tokio::spawn(async move {
                 let wait = move || {
                     let _ = held.lock().unwrap().recv();
-                    Ok(Made::new("text/plain", vec![b'x'; 3 * 64 << 10]))
+                    Ok(Made::new("text/plain", vec![b'x'; 196_608]))
                 };
                 workshop.make(wait).await
             })
@@ -112,7 +112,7 @@ mod tests {
         for answer in asked {
             let response = answer.await.unwrap().unwrap();
             let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-            assert_eq!(bytes.len(), 3 * 64 << 10);
+            assert_eq!(bytes.len(), 196_608);
         }
         assert_eq!(
             (workshop.waiting.load(Ordering::Relaxed), workshop.places.available_permits()),

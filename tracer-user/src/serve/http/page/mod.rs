@@ -79,11 +79,8 @@ impl Facts {
         let late = site.source().query(Kind::Allocations, span, &asked.pids).ok().flatten();
         let late = late.map(|(span, profile)| (span, part(site, &asked, &Arc::new(profile))));
         let mut incidents = site.source().incidents();
-        for incident in &mut incidents {
-            (incident.what, incident.file) = (site.say(&incident.what), site.say(&incident.file));
-            if let Some(redactor) = site.redactor() {
-                incident.command = redactor.command(&incident.command);
-            }
+        if let Some(redactor) = site.redactor() {
+            incidents.iter_mut().for_each(|incident| incident.name = redactor.incident(&incident.name));
         }
         Self { now, late, incidents, pids: asked.pids, is_redacted: site.redactor().is_some(), at }
     }

@@ -2,7 +2,9 @@
 //!
 //! It must not know lines.
 
-use super::{Facts, markup::Markup};
+use std::fmt::Write as _;
+
+use super::{Facts, Incident, markup::Markup};
 use crate::output::{summary, text};
 use crate::profile::{Live, LiveBy, Profile, WindowSummary};
 use crate::serve::{http::moment, state::Kind};
@@ -33,17 +35,38 @@ pub fn incidents(facts: &Facts, markup: &mut Markup) {
     if facts.incidents.is_empty() {
         return;
     }
-    markup.raw("<section id=\"incidents\"><h2>Incidents</h2><p class=\"note\">Last accounts of processes that came near their limit or were killed, in the folder of the history.</p>");
-    markup
-        .raw("<div class=\"wide\"><table><thead><tr><th>when<th>process<th>what<th>file</tr></thead><tbody>");
-    for incident in facts.incidents.iter().take(MOST_LINES) {
-        markup.element("<tr><td class=\"when\">", &moment::said(incident.at), "</td>");
-        markup.element("<td class=\"name\">", &incident.command, "");
-        markup.element("<small>pid ", &incident.pid.to_string(), "</small></td>");
-        markup.element("<td class=\"name\">", &incident.what, "</td>");
-        markup.element("<td class=\"place\">", &incident.file, "</td></tr>");
+    markup.raw("<section id=\"incidents\"><h2>Incidents</h2><p class=\"note\">What processes held that came near their limit or were killed for memory.</p><table><tbody>");
+    for Incident { at, name } in facts.incidents.iter().take(MOST_LINES) {
+        markup.element("<tr><td class=\"when\">", &moment::said(*at), "</td>");
+        markup.element("<td class=\"name\">", name, "</td><td class=\"when\">");
+        let parameter = format!("?incident={}", encoded(name));
+        markup.link(&format!("/flamegraph.svg{parameter}"), "flame graph").raw(" · ");
+        markup.link(&format!("/report.json{parameter}"), "lines").raw(" · ");
+        markup.link(&format!("/profile.pb.gz{parameter}"), "profile").raw("</td></tr>");
     }
-    markup.raw("</tbody></table></div></section>");
+    markup.raw("</tbody></table>");
+    let more = facts.incidents.len().saturating_sub(MOST_LINES);
+    if more > 0 {
+        markup.element(
+            "<p class=\"note\">",
+            &format!("{more} older ones are in the folder of the history."),
+            "</p>",
+        );
+    }
+    markup.raw("</section>");
+}
+
+/// As a value in an address.
+fn encoded(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => text.push(char::from(byte)),
+            // Writing to a string cannot fail.
+            _ => _ = write!(text, "%{byte:02X}"),
+        }
+    }
+    text
 }
 
 /// How far all can be trusted.
