@@ -198,6 +198,7 @@ impl Recording {
             let request = request(arguments, mode, sizes);
             let engine =
                 Engine::start(kind, request, sender.clone()).context("failed to start a recording")?;
+            state.add_recording(engine.control());
             controls.push((kind, engine.control()));
             started.push(engine);
         }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use super::history::History;
 use crate::profile::Profile;
+use crate::session::Control;
 
 /// Which of the two recordings that run side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,13 +73,15 @@ pub struct State {
     /// What was.
     pub history: Arc<History>,
     now: Arc<RwLock<Now>>,
+    /// Recordings that can be asked for a snapshot.
+    recordings: Arc<RwLock<Vec<Arc<Control>>>>,
 }
 
 impl State {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(history: History) -> Self {
-        Self { history: Arc::new(history), now: Arc::default() }
+        Self { history: Arc::new(history), now: Arc::default(), recordings: Arc::default() }
     }
 
     /// What is known at the moment.
@@ -86,6 +89,18 @@ impl State {
     pub fn now(&self) -> Now {
         // Who panics while writing leaves what was there before or after, and both are true.
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A recording that can be asked for a snapshot.
+    pub fn add_recording(&self, control: Arc<Control>) {
+        self.recordings.write().unwrap_or_else(PoisonError::into_inner).push(control);
+    }
+
+    /// Has all recordings take a snapshot soon. Whether there are any.
+    pub fn ask_for_snapshot(&self) -> bool {
+        let recordings = self.recordings.read().unwrap_or_else(PoisonError::into_inner);
+        recordings.iter().for_each(|control| control.ask_for_snapshot());
+        !recordings.is_empty()
     }
 
     /// Changes what is known.

@@ -38,6 +38,18 @@ pub struct Incident {
 }
 
 impl History {
+    /// The account of one; `None`: there is none of that name.
+    ///
+    /// # Errors
+    /// If it cannot be read; one that is no profile is none.
+    pub fn incident(&self, name: &str) -> Result<Option<Profile>, HistoryError> {
+        let Some(found) = self.incidents()?.into_iter().find(|incident| incident.name == name) else {
+            return Ok(None);
+        };
+        let bytes = std::fs::read(&found.profile).map_err(super::disk::failed("read", &found.profile))?;
+        Ok(pprof::decode(&bytes).ok())
+    }
+
     /// Keeps an incident until 64 newer ones have come, or they take more than half of the limit. What cannot be in a file's name becomes `-`; a name that is taken gets a number.
     ///
     /// # Errors

@@ -87,6 +87,19 @@ fn newest(site: &Site) -> Result<Snapshot, Refusal> {
     }
 }
 
+/// A snapshot that is newer, if one comes soon.
+async fn fresh(site: &Site, before: Snapshot) -> Result<Snapshot, Refusal> {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        let newest = newest(site)?;
+        if newest.taken > before.taken {
+            return Ok(newest);
+        }
+        sleep(LOOK).await;
+    }
+    Ok(before)
+}
+
 /// The snapshot after `time`, and the one from before where they can be compared.
 async fn watch(
     site: &Site,
@@ -97,8 +110,11 @@ async fn watch(
     let _watcher = site.watchers.try_acquire().map_err(|_| {
         Refusal::later("too many are watching already: ask again later, or without `seconds`", time.as_secs())
     })?;
+    // What is compared begins now, where recordings can be asked, and not with the snapshot of the last minute.
+    let before = if site.source().ask_for_snapshot() { fresh(site, before).await? } else { before };
     let begun = Instant::now();
     sleep(time).await;
+    site.source().ask_for_snapshot();
     loop {
         let after = newest(site)?;
         if after.taken > before.taken {

@@ -33,6 +33,11 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// If it cannot be read.
     fn incident(&self, name: &str) -> Result<Option<Profile>, HistoryError>;
+
+    /// Has recordings take a snapshot soon. Whether there is one that can.
+    fn ask_for_snapshot(&self) -> bool {
+        false
+    }
 }
 
 /// What the history takes on disk.
@@ -77,35 +82,14 @@ impl Source for State {
         // A page without a list of them is better than no page.
         let mut kept = self.history.incidents().unwrap_or_default();
         kept.sort_by_key(|incident| std::cmp::Reverse(incident.written));
-        kept.iter().map(Incident::of).collect()
-    }
-}
-
-impl Incident {
-    /// What its name says (`keeper.rs`): what happened, when, the process, and of which recording it is.
-    fn of(kept: &crate::serve::history::Incident) -> Self {
-        let mut parts = kept.name.split('-');
-        let what = match parts.next().unwrap_or_default() {
-            "oom" => "killed for want of memory",
-            "near" => "near its group's limit",
-            "pressure" => "waited for memory",
-            "over" => "a condition of --snapshot-when began",
-            other => other,
-        };
-        let kind = Kind::ALL.into_iter().find(|kind| kept.name.contains(kind.name()));
-        let pid = parts.rev().find_map(|part| part.parse::<u32>().ok());
-        let of = kind.map_or("", Kind::name);
-        let file = kept.profile.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self {
-            at: kept.written,
-            pid: pid.unwrap_or_default(),
-            command: String::new(),
-            what: format!("{what} ({of})"),
-            file,
-        }
+        kept.into_iter().map(|kept| Incident { at: kept.written, name: kept.name }).collect()
     }
 
-    fn incident(&self, _name: &str) -> Result<Option<Profile>, HistoryError> {
-        Ok(None)
+    fn incident(&self, name: &str) -> Result<Option<Profile>, HistoryError> {
+        self.history.incident(name)
+    }
+
+    fn ask_for_snapshot(&self) -> bool {
+        Self::ask_for_snapshot(self)
     }
 }
