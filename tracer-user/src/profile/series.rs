@@ -12,7 +12,7 @@ use super::figures::Figures;
 /// One look at a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
-    /// Since the recording of the process began.
+    /// Since the recording of the process began; in what is of a stretch of a recording, since that began.
     pub since_nanoseconds: u64,
     /// What was found.
     #[serde(flatten)]

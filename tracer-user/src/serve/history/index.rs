@@ -186,6 +186,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_before_a_merged_file_of_its_hour_is_over() {
+        use Level::Hour;
+        let mut index = Index::default();
+        // As after a merge that failed.
+        index.insert(KIND, minute(0, 0));
+        index.insert(KIND, Entry { level: Hour, last: Sequence(2), ..minute(1, 1) });
+        assert_eq!(settle_index(&mut index, 2), vec![(Hour, 0, 0), (Hour, 1, 2)]);
+    }
+
+    #[test]
     fn no_more_are_merged_at_once_than_may() {
         let mut index = Index::default();
         for number in 0..1000 {

@@ -203,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn other_names_are_nobody_s(name in ".{0,90}", cut in 0..200_usize, put in "[-_0-9TZ.:a-z\u{e9}]{0,2}") {
+        fn other_names_are_nobody_s(name in ".{0,90}", cut in 0..200_usize, put in "[-_TZ.:a-z\u{e9}]{0,2}") {
             prop_assert_eq!(Entry::parse(Level::Day, &name, 1), None);
             let mut name = entry(1, 2, 3, 4).name();
             let whole = name.clone();
