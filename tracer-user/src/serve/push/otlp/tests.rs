@@ -33,8 +33,7 @@ fn at(index: i32) -> usize {
 
 /// Every entry is there once, the first is the empty one, and all that points to another table points into it.
 fn check_tables(tables: &PublishedDictionary) {
-    let within =
-        |index: i32, length: usize| assert!(at(index) < length, "{index} of {length}");
+    let within = |index: i32, length: usize| assert!(at(index) < length, "{index} of {length}");
     let strings = tables.string_table.len();
     assert_eq!(tables.string_table[0], "");
     assert_eq!(tables.mapping_table, [Default::default()]);
