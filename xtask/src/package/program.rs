@@ -17,7 +17,7 @@ pub fn build(runner: &impl Runner, architecture: Architecture) -> Result<PathBuf
     let tools = tools::bring(runner, architecture)?;
     // Not where other builds are: these flags would throw their work away.
     let folder = root.join("target/musl");
-    let cargo = cargo(&root, &folder, &target, &tools);
+    let cargo = cargo(&root, &toolchain.sysroot, &folder, &target, &tools);
     let status = cargo.to_command().status().context("failed to start cargo")?;
     ensure!(status.success(), "`{cargo}` failed");
     Ok(folder.join(target).join("release/alloctrace"))
@@ -38,7 +38,7 @@ fn bring_library(runner: &impl Runner, toolchain: &Toolchain, target: &str, root
     Ok(())
 }
 
-fn cargo(root: &Path, folder: &Path, target: &str, tools: &Tools) -> Invocation {
+fn cargo(root: &Path, sysroot: &Path, folder: &Path, target: &str, tools: &Tools) -> Invocation {
     let snake = target.replace('-', "_");
     let loud = snake.to_uppercase();
     Invocation::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
@@ -57,7 +57,7 @@ fn cargo(root: &Path, folder: &Path, target: &str, tools: &Tools) -> Invocation 
         .args(["--config", "profile.release.strip=true"])
         .env("CARGO_TARGET_DIR", folder.display().to_string())
         .env(&format!("CARGO_TARGET_{loud}_LINKER"), tools.compiler.display().to_string())
-        .env(&format!("CARGO_TARGET_{loud}_RUSTFLAGS"), flags(root))
+        .env(&format!("CARGO_TARGET_{loud}_RUSTFLAGS"), flags(root, sysroot))
         .env(&format!("CC_{snake}"), tools.compiler.display().to_string())
         .env(&format!("AR_{snake}"), tools.archiver.display().to_string())
         .without_env("RUSTFLAGS")
@@ -67,10 +67,11 @@ fn cargo(root: &Path, folder: &Path, target: &str, tools: &Tools) -> Invocation 
 }
 
 /// Static; folders of this machine get other names in what is shipped.
-fn flags(root: &Path) -> String {
+fn flags(root: &Path, sysroot: &Path) -> String {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    let renamed = [(Some(root.to_path_buf()), "/alloctrace"), (home, "/cargo")];
+    let renamed =
+        [(Some(root.to_path_buf()), "/alloctrace"), (home, "/cargo"), (Some(sysroot.to_path_buf()), "/rust")];
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     for (path, name) in renamed {
         flags.extend(path.map(|path| format!("--remap-path-prefix={}={name}", path.display())));
@@ -86,7 +87,8 @@ mod tests {
     #[test]
     fn cargo_is_told_where_all_is() {
         let tools = Tools { compiler: "/m/cc".into(), archiver: "/m/ar".into() };
-        let cargo = cargo(Path::new("/r"), Path::new("/t"), "aarch64-unknown-linux-musl", &tools);
+        let cargo =
+            cargo(Path::new("/r"), Path::new("/s"), Path::new("/t"), "aarch64-unknown-linux-musl", &tools);
         assert!(cargo.to_string().contains("--target aarch64-unknown-linux-musl"), "{cargo}");
         let value = |name: &str| {
             cargo.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
