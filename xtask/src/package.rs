@@ -6,9 +6,9 @@ mod debian;
 mod elf;
 #[cfg(test)]
 mod manifests;
-mod musl;
 mod program;
 mod texts;
+mod tools;
 
 use crate::command::{Machine, Runner};
 use crate::workspace;

@@ -19,6 +19,7 @@ const SCRIPTS: [(&str, &str); 3] = [
     ("prerm", include_str!("../../packages/debian/prerm")),
     ("postrm", include_str!("../../packages/debian/postrm")),
 ];
+const MAINTAINER: &str = "The alloctrace developers <alloctrace@alloctrace.invalid>";
 /// Files of the package that their owner may change.
 const CONFIGURATION: &str = "/etc/default/alloctrace\n";
 
@@ -36,7 +37,7 @@ pub fn package(
         fs::remove_dir_all(&root).with_context(|| format!("failed to remove `{}`", root.display()))?;
     }
     let bytes = fs::read(program).with_context(|| format!("failed to read `{}`", program.display()))?;
-    lay_out(runner, &root, &bytes, texts)?;
+    lay_out(runner, &root, &bytes, texts, &change_log(runner, version))?;
     let kibibytes = size(&root)?.div_ceil(1024);
     write(&root, "DEBIAN/control", control(version, name, kibibytes).as_bytes(), 0o644)?;
     write(&root, "DEBIAN/conffiles", CONFIGURATION.as_bytes(), 0o644)?;
@@ -46,25 +47,38 @@ pub fn package(
     let package = folder.join(format!("alloctrace_{version}_{name}.deb"));
     let paths = [root.display().to_string(), package.display().to_string()];
     let pack = Invocation::new("dpkg-deb").args(["--root-owner-group", "-Zxz", "--build"]).args(paths);
-    let pack = commit_time(runner).into_iter().fold(pack, |pack, time| pack.env("SOURCE_DATE_EPOCH", time));
+    let pack =
+        commit_time(runner, "%ct").into_iter().fold(pack, |pack, time| pack.env("SOURCE_DATE_EPOCH", time));
     runner.output(&pack).context("packing takes `dpkg-deb`, which Debian has")?;
     Ok(package)
 }
 
-/// So that the same commit gives the same package.
-fn commit_time(runner: &impl Runner) -> Option<String> {
-    let ask = Invocation::new("git").args(["log", "-1", "--format=%ct"]).directory(workspace::root());
+/// So that the same commit gives the same package: its time, in a format of git's.
+fn commit_time(runner: &impl Runner, format: &str) -> Option<String> {
+    let format = format!("--format={format}");
+    let ask = Invocation::new("git").args(["log", "-1", &format]).directory(workspace::root());
     Some(runner.output(&ask).ok()?.trim().to_owned()).filter(|time| !time.is_empty())
 }
 
-fn lay_out(runner: &impl Runner, root: &Path, program: &[u8], texts: &Texts) -> Result<()> {
+/// Debian wants one of its own; what users notice is in NEWS.
+fn change_log(runner: &impl Runner, version: &str) -> String {
+    let time = commit_time(runner, "%cD").unwrap_or_else(|| "Thu, 01 Jan 1970 00:00:00 +0000".to_owned());
+    format!(
+        "alloctrace ({version}) unstable; urgency=medium\n\n  * What has changed is in NEWS.gz.\n\n -- {MAINTAINER}  {time}\n"
+    )
+}
+
+fn lay_out(runner: &impl Runner, root: &Path, program: &[u8], texts: &Texts, change_log: &str) -> Result<()> {
     write(root, "usr/bin/alloctrace", program, 0o755)?;
     write(root, "usr/lib/systemd/system/alloctrace.service", UNIT.as_bytes(), 0o644)?;
     write(root, "etc/default/alloctrace", FLAGS.as_bytes(), 0o644)?;
     write(root, "usr/share/doc/alloctrace/copyright", COPYRIGHT.as_bytes(), 0o644)?;
     let changes =
         fs::read(workspace::root().join("CHANGELOG.md")).context("failed to read `CHANGELOG.md`")?;
-    let mut compressed = vec![write(root, "usr/share/doc/alloctrace/changelog", &changes, 0o644)?];
+    let mut compressed = vec![
+        write(root, "usr/share/doc/alloctrace/changelog", change_log.as_bytes(), 0o644)?,
+        write(root, "usr/share/doc/alloctrace/NEWS", &changes, 0o644)?,
+    ];
     for (name, page) in &texts.pages {
         compressed.push(write(root, &format!("usr/share/man/man1/{name}"), page.as_bytes(), 0o644)?);
     }
@@ -77,7 +91,7 @@ fn lay_out(runner: &impl Runner, root: &Path, program: &[u8], texts: &Texts) -> 
 
 fn control(version: &str, architecture: &str, kibibytes: u64) -> String {
     format!(
-        "Package: alloctrace\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: The alloctrace developers <alloctrace@alloctrace.invalid>\n\
+        "Package: alloctrace\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: {MAINTAINER}\n\
          Installed-Size: {kibibytes}\nSection: devel\nPriority: optional\nHomepage: https://github.com/alloctrace/alloctrace\n\
          Description: which Python line holds the memory, told from the kernel\n \
          alloctrace records the memory of CPython processes from outside them, by probes\n \
@@ -146,6 +160,7 @@ mod tests {
             "./usr/share/man/man1/alloctrace.1.gz\n",
             "./usr/lib/systemd/system/alloctrace.service\n",
             "./usr/share/doc/alloctrace/changelog.gz\n",
+            "./usr/share/doc/alloctrace/NEWS.gz\n",
             "./etc/default/alloctrace\n",
             "./usr/share/bash-completion/completions/alloctrace\n",
         ] {

@@ -20,7 +20,7 @@ use self::{
 };
 use super::{labels::Labels, minute::Minute};
 use crate::{
-    profile::{Domain, Metric, Profile, Sample, Unit},
+    profile::{Domain, FrameId, Metric, Profile, Sample, Unit},
     serve::state::Kind,
 };
 
@@ -59,7 +59,8 @@ pub fn rejected(answer: &[u8]) -> Option<Rejected> {
 }
 
 fn message(minute: &Minute, labels: &[Labels]) -> ExportProfilesServiceRequest {
-    let mut builder = Builder { minute, dictionary: Dictionary::default(), next_id: minute.id };
+    let locations = vec![None; minute.profile.frames.len()];
+    let mut builder = Builder { minute, dictionary: Dictionary::default(), locations, next_id: minute.id };
     let by_process = by_process(&minute.profile);
     let mut resource_profiles = Vec::new();
     for (index, samples) in by_process.into_iter().enumerate() {
@@ -86,6 +87,8 @@ fn by_process(profile: &Profile) -> Vec<Vec<&Sample>> {
 struct Builder<'a> {
     minute: &'a Minute,
     dictionary: Dictionary,
+    /// By frame, once it has been asked for: each is in many stacks.
+    locations: Vec<Option<i32>>,
     /// Ids of profiles: the same for the same minute, so that a receiver knows one that it has already.
     next_id: u128,
 }
@@ -93,41 +96,43 @@ struct Builder<'a> {
 impl Builder<'_> {
     /// One for each kind of value that is known and of which there is any.
     fn profiles(&mut self, samples: &[&Sample]) -> Vec<ProfileMessage> {
-        let known = TYPES.into_iter().filter(|(metric, _)| self.minute.profile.knows(*metric));
-        let known: Vec<(Metric, Unit)> = known.collect();
-        known.into_iter().filter_map(|(metric, unit)| self.profile(samples, metric, unit)).collect()
-    }
-
-    fn profile(&mut self, samples: &[&Sample], metric: Metric, unit: Unit) -> Option<ProfileMessage> {
-        let mut messages = Vec::new();
+        let is_known = |(metric, _): &(Metric, Unit)| self.minute.profile.knows(*metric);
+        let types: Vec<(Metric, Unit)> = TYPES.into_iter().filter(is_known).collect();
+        let mut columns = vec![Vec::new(); types.len()];
         for sample in samples {
-            let value = unit.of(sample.amount(metric));
-            if value > 0 {
-                messages.push(self.sample(sample, value));
+            let values = types.iter().map(|(metric, unit)| unit.of(sample.amount(*metric)));
+            let values: Vec<(usize, u64)> = values.enumerate().filter(|(_, value)| *value > 0).collect();
+            if values.is_empty() {
+                continue;
+            }
+            let message = self.sample(sample);
+            for (column, value) in values {
+                let values = vec![i64::try_from(value).unwrap_or(i64::MAX)];
+                columns[column].push(SampleMessage { values, ..message.clone() });
             }
         }
-        if messages.is_empty() {
-            return None;
-        }
+        let filled = types.into_iter().zip(columns).filter(|(_, samples)| !samples.is_empty());
+        filled.map(|((metric, unit), samples)| self.profile(metric, unit, samples)).collect()
+    }
+
+    fn profile(&mut self, metric: Metric, unit: Unit, samples: Vec<SampleMessage>) -> ProfileMessage {
         let (name, unit_name) = (type_name(self.minute.kind, metric, unit), unit.name());
+        let span = self.minute.span;
         self.next_id = self.next_id.wrapping_add(1).max(1);
-        Some(ProfileMessage {
+        ProfileMessage {
             sample_type: Some(self.value_type(&name, unit_name)),
-            samples: messages,
-            time_unix_nano: nanoseconds(self.minute.span.from.duration_since(SystemTime::UNIX_EPOCH).ok()),
-            duration_nano: nanoseconds(self.minute.span.to.duration_since(self.minute.span.from).ok()),
+            samples,
+            time_unix_nano: nanoseconds(span.from.duration_since(SystemTime::UNIX_EPOCH).ok()),
+            duration_nano: nanoseconds(span.to.duration_since(span.from).ok()),
             period_type: Some(self.value_type("space", "bytes")),
             period: 1,
             profile_id: self.next_id.to_be_bytes().to_vec(),
-        })
+        }
     }
 
-    fn sample(&mut self, sample: &Sample, value: u64) -> SampleMessage {
-        let profile = &self.minute.profile;
-        // A frame that is not there has no name; the index of "none" keeps the depth.
-        let frames = sample.stack.iter().map(|frame| profile.frames.get_index(frame.0 as usize));
-        let locations =
-            frames.map(|frame| frame.map_or(0, |frame| self.dictionary.location(frame))).collect();
+    /// A sample without its value.
+    fn sample(&mut self, sample: &Sample) -> SampleMessage {
+        let locations = sample.stack.iter().map(|frame| self.location(frame)).collect();
         let thread = Value::Number(i64::from(sample.thread));
         let domain = Value::Text(domain_name(sample.domain).to_owned());
         SampleMessage {
@@ -136,8 +141,21 @@ impl Builder<'_> {
                 self.dictionary.attribute("thread.id", thread),
                 self.dictionary.attribute("alloctrace.allocator", domain),
             ],
-            values: vec![i64::try_from(value).unwrap_or(i64::MAX)],
+            values: Vec::new(),
         }
+    }
+
+    /// A frame that is not there has no name; the index of "none" keeps the depth.
+    fn location(&mut self, frame: FrameId) -> i32 {
+        let place = frame.0 as usize;
+        let Some(known) = self.locations.get_mut(place) else { return 0 };
+        if let Some(index) = *known {
+            return index;
+        }
+        let frame = self.minute.profile.frames.get_index(place);
+        let index = frame.map_or(0, |frame| self.dictionary.location(frame));
+        *known = Some(index);
+        index
     }
 
     fn value_type(&mut self, name: &str, unit: &str) -> ValueType {

@@ -2,6 +2,7 @@
 
 mod arrival;
 pub mod profiles;
+mod secure;
 mod server;
 mod trouble;
 

@@ -132,7 +132,8 @@ fn serve(stream: TcpStream, heard: &Mutex<Vec<Heard>>, script: &Script, is_over:
     }
 }
 
-fn read(reader: &mut impl BufRead) -> Option<Heard> {
+/// One request; `None`: there is none, or not all of one.
+pub fn read(reader: &mut impl BufRead) -> Option<Heard> {
     let mut next = || {
         let mut line = String::new();
         (reader.read_line(&mut line).ok()? > 0).then(|| line.trim_end().to_owned())
