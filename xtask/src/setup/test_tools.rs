@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A program and the package that has it. `go` reads our pprof files, `gcc` builds allocation programs in C, `make` and `xz` an interpreter, the rest is for benches and for inspection of loaded programs.
-const TOOLS: [(&str, &str); 8] = [
+/// A program and the package that has it. `go` reads our pprof files, `gcc` builds allocation programs in C, `make` and `xz` an interpreter, Prometheus, a browser, curl and openssl ask the sidecar; the rest is for benches and for inspection of loaded programs.
+const TOOLS: [(&str, &str); 13] = [
     ("go", "golang-go"),
     ("gcc", "gcc"),
     ("clang", "clang"),
@@ -15,6 +15,11 @@ const TOOLS: [(&str, &str); 8] = [
     ("bpftrace", "bpftrace"),
     ("bpftool", "bpftool"),
     ("wrk", "wrk"),
+    ("promtool", "prometheus"),
+    ("prometheus", "prometheus"),
+    ("chromium", "chromium"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
 ];
 const TRACEFS: &str = "/sys/kernel/tracing";
 
