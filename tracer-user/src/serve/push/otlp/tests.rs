@@ -172,8 +172,7 @@ proptest! {
 #[test]
 fn what_points_nowhere_is_no_panic() {
     let mut profile = profiles::plain(1, 1000);
-    profile.samples[0].stack =
-        [crate::profile::FrameId(77), crate::profile::FrameId(1)].into_iter().collect();
+    profile.samples[0].stack = [FrameId(77), FrameId(1)].into_iter().collect();
     let stray = Sample { process: crate::profile::ProcessIndex(9), ..profile.samples[0].clone() };
     profile.samples.push(stray);
     let published = publish(&minute(Kind::Allocations, profile)).unwrap();
