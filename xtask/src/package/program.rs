@@ -1,4 +1,6 @@
 //! The release program for an architecture, static: cargo with a target of rustc's that brings musl.
+//!
+//! rustc's own linker links it: a C compiler would look for its own C library first.
 
 use super::Architecture;
 use super::tools::{self, Tools};
@@ -7,6 +9,9 @@ use crate::toolchain::Toolchain;
 use crate::workspace;
 use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
+
+/// It comes with the compiler, which finds it.
+const LINKER: &str = "rust-lld";
 
 /// Build it; its path is returned.
 pub fn build(runner: &impl Runner, architecture: Architecture) -> Result<PathBuf> {
@@ -56,7 +61,7 @@ fn cargo(root: &Path, sysroot: &Path, folder: &Path, target: &str, tools: &Tools
         // The linker strips: the host's own program for that may not know the architecture.
         .args(["--config", "profile.release.strip=true"])
         .env("CARGO_TARGET_DIR", folder.display().to_string())
-        .env(&format!("CARGO_TARGET_{loud}_LINKER"), tools.compiler.display().to_string())
+        .env(&format!("CARGO_TARGET_{loud}_LINKER"), LINKER)
         .env(&format!("CARGO_TARGET_{loud}_RUSTFLAGS"), flags(root, sysroot))
         .env(&format!("CC_{snake}"), tools.compiler.display().to_string())
         .env(&format!("AR_{snake}"), tools.archiver.display().to_string())
@@ -93,7 +98,7 @@ mod tests {
         let value = |name: &str| {
             cargo.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
         };
-        assert_eq!(value("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER"), Some("/m/cc"));
+        assert_eq!(value("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER"), Some("rust-lld"));
         assert_eq!(value("CC_aarch64_unknown_linux_musl"), Some("/m/cc"));
         assert_eq!(value("AR_aarch64_unknown_linux_musl"), Some("/m/ar"));
         let flags = value("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS").unwrap();

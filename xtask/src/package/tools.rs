@@ -1,4 +1,4 @@
-//! The C compiler that links for an architecture, and compiles what little C there is in our dependencies; musl itself comes with Rust's standard library for it.
+//! The C compiler for an architecture, which compiles what little C there is in our dependencies; musl itself comes with Rust's standard library for it.
 //!
 //! Headers are those of glibc: the C in question needs what both libraries have.
 
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Both tools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
-    /// Compiles and links.
+    /// Compiles; it does not link.
     pub compiler: PathBuf,
     /// Makes archives: that of another architecture may not know its objects.
     pub archiver: PathBuf,
