@@ -9,6 +9,7 @@ mod flamegraph;
 mod listing;
 mod load;
 mod man;
+mod probe;
 mod ps;
 mod record;
 mod report;
@@ -50,6 +51,7 @@ enum Verb {
     Flamegraph(flamegraph::Arguments),
     Convert(convert::Arguments),
     Serve(Box<serve::Arguments>),
+    Probe(probe::Arguments),
     Ps(ps::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
@@ -68,6 +70,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Flamegraph(arguments) => flamegraph::run(&arguments),
         Verb::Convert(arguments) => convert::run(&arguments),
         Verb::Serve(arguments) => serve::run(&arguments),
+        Verb::Probe(arguments) => probe::run(&arguments),
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),

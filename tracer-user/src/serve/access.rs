@@ -180,6 +180,13 @@ impl Token {
         is_right.then(|| Self(bytes.into()))
     }
 
+    /// It, for a request to who knows it.
+    #[must_use]
+    pub fn expose(&self) -> std::borrow::Cow<'_, str> {
+        // Only letters, digits and signs are let in.
+        String::from_utf8_lossy(&self.0)
+    }
+
     /// In a time that tells nothing of the token but its length.
     fn equals(&self, given: &[u8]) -> bool {
         if given.len() != self.0.len() {

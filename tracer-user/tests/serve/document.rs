@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -23,12 +24,24 @@ pub const TESTS: &[(&str, fn())] = &[
 /// Questions by a program that reads the document; it complains of faults, of what is not described, and of what is answered wrongly.
 pub const FUZZED: &[(&str, fn())] = &[("schemathesis_finds_no_fault", fuzzed)];
 
+/// Where setup puts it, or wherever it is.
+pub fn schemathesis() -> Option<PathBuf> {
+    let scratch = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/xtask");
+    let environments = std::fs::read_dir(scratch).into_iter().flatten().flatten();
+    let of_setup = environments
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("askers-"))
+        .map(|entry| entry.path().join("bin/schemathesis"));
+    of_setup
+        .chain([PathBuf::from("schemathesis")])
+        .find(|program| std::process::Command::new(program).arg("--version").output().is_ok())
+}
+
 fn fuzzed() {
     let told = service();
     let served = Served::of(&told);
     // It takes minutes, and an engine that says nothing for so long is dead.
     told.now.lock().unwrap().alive = Some(SystemTime::now() + Duration::from_secs(3600));
-    let mut command = std::process::Command::new("schemathesis");
+    let mut command = std::process::Command::new(schemathesis().unwrap());
     command.args(["run", &served.url("/openapi.json"), "--max-examples=40", "--no-color"]);
     // Some watch for as long as they are told to; and not every beginning is before every end.
     command.args(["--exclude-path-regex=^/debug/", "--exclude-checks=positive_data_acceptance"]);

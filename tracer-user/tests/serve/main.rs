@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         trials("connections", true, connections::TESTS),
         trials("encrypted", has("openssl", "version") && has("curl", "--version"), connections::ENCRYPTED),
         trials("document", true, document::TESTS),
-        trials("fuzzed", has("schemathesis", "--version"), document::FUZZED),
+        trials("fuzzed", document::schemathesis().is_some(), document::FUZZED),
         trials("hostile", true, hostile::TESTS),
         trials("names", true, names::TESTS),
         trials("prometheus", has("promtool", "--version"), prometheus::TESTS),

@@ -46,6 +46,16 @@ fn named(list: &Yaml, name: &str) -> Yaml {
     found.unwrap_or_else(|| panic!("there is no `{name}`")).clone()
 }
 
+/// Nobody is answered without the token, so it asks itself.
+fn check_probe(probe: &Yaml, path: &str) {
+    let command = strings(&probe["exec"]["command"]);
+    assert_eq!(command[..3], ["/alloctrace", "probe", path]);
+    assert!(
+        command.windows(2).any(|pair| pair == ["--token-file", "/etc/alloctrace/token/token"]),
+        "{command:?}"
+    );
+}
+
 /// What a container of Kubernetes must be, whatever brings it.
 fn check_container(container: &Yaml) {
     let security = &container["securityContext"];
@@ -56,8 +66,7 @@ fn check_container(container: &Yaml) {
     assert_eq!(security["readOnlyRootFilesystem"].as_bool(), Some(true));
     assert_eq!(security["seccompProfile"]["type"].as_str(), Some("RuntimeDefault"));
     assert!(security["privileged"].is_badvalue());
-    let alive = &container["livenessProbe"]["httpGet"];
-    assert_eq!((alive["path"].as_str(), alive["port"].as_str()), (Some("/healthz"), Some("alloctrace")));
+    check_probe(&container["livenessProbe"], "/healthz");
     named(&container["ports"], "alloctrace");
     for (name, field) in [
         ("POD_NAME", "metadata.name"),
@@ -131,7 +140,7 @@ fn the_daemon_sees_the_node() {
     let container = named(&pod["containers"], "alloctrace");
     check_container(&container);
     check_mounts(&container, &pod["volumes"]);
-    assert_eq!(container["readinessProbe"]["httpGet"]["path"].as_str(), Some("/readyz"));
+    check_probe(&container["readinessProbe"], "/readyz");
     assert_eq!(container["securityContext"]["appArmorProfile"]["type"].as_str(), Some("Unconfined"));
     flags::check(&strings(&container["args"]));
     let name = kind(&documents, "Namespace")["metadata"]["name"].clone();

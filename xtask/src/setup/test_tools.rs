@@ -99,8 +99,24 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_installed() {
-        let (_folder, host) =
-            host(true, &["apt-get", "gcc", "clang", "make", "xz", "bpftrace", "bpftool", "wrk"]);
+        let (_folder, host) = host(
+            true,
+            &[
+                "apt-get",
+                "gcc",
+                "clang",
+                "make",
+                "xz",
+                "bpftrace",
+                "bpftool",
+                "wrk",
+                "promtool",
+                "prometheus",
+                "chromium",
+                "curl",
+                "openssl",
+            ],
+        );
         let machine = Script::default().says("apt-get", "");
         assert_eq!(bring(&machine, &host).unwrap(), "installed go");
         assert!(machine.ran("apt-get install -qq -y --no-install-recommends golang-go"));
@@ -108,7 +124,23 @@ mod tests {
 
     #[test]
     fn a_user_without_root_is_told_what_is_missing() {
-        let (_folder, host) = host(false, &["gcc", "clang", "go", "make", "xz", "bpftool", "wrk"]);
+        let (_folder, host) = host(
+            false,
+            &[
+                "gcc",
+                "clang",
+                "go",
+                "make",
+                "xz",
+                "bpftool",
+                "wrk",
+                "promtool",
+                "prometheus",
+                "chromium",
+                "curl",
+                "openssl",
+            ],
+        );
         let text = bring(&Script::default(), &host).unwrap();
         assert_eq!(
             text,

@@ -56,7 +56,7 @@ fn the_container_is_as_in_the_manifests() {
     let containers = &documents(&definition("alloctrace.container"))[0];
     let container = named(containers, "alloctrace");
     check_container(&container);
-    assert_eq!(container["readinessProbe"]["httpGet"]["path"].as_str(), Some("/readyz"));
+    super::check_probe(&container["readinessProbe"], "/readyz");
     check_mounts(&container, &documents(&definition("alloctrace.volumes"))[0]);
     // All branches at once: no flag that `serve` does not have.
     super::flags::check(&strings(&container["args"]));

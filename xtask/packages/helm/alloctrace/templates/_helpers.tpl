@@ -109,17 +109,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
         - SYS_PTRACE
         - DAC_READ_SEARCH
   livenessProbe:
-    httpGet:
-      path: /healthz
-      port: alloctrace
+    exec:
+      command: [/alloctrace, probe, /healthz, --address, "127.0.0.1:{{ .Values.port }}", --token-file, /etc/alloctrace/token/token]
     initialDelaySeconds: 20
     periodSeconds: 20
     failureThreshold: 6
   {{- if eq .Values.mode "daemonset" }}
   readinessProbe:
-    httpGet:
-      path: /readyz
-      port: alloctrace
+    exec:
+      command: [/alloctrace, probe, /readyz, --address, "127.0.0.1:{{ .Values.port }}", --token-file, /etc/alloctrace/token/token]
     periodSeconds: 10
   {{- end }}
   resources:
