@@ -196,8 +196,8 @@ impl Recording {
         let mut controls = Vec::new();
         for (kind, mode, sizes) in engines {
             let request = request(arguments, mode, sizes);
-            let engine =
-                Engine::start(kind, request, sender.clone()).context("failed to start a recording")?;
+            let engine = Engine::start(kind, request, state.clone(), sender.clone())
+                .context("failed to start a recording")?;
             state.add_recording(engine.control());
             controls.push((kind, engine.control()));
             started.push(engine);

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::state::Kind;
+use super::state::{Kind, State};
+use crate::output::text;
 use crate::profile::Profile;
 use crate::session::{self, Control, Observer, Progress, Request, Steering, Subject};
 
@@ -29,8 +30,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// What a recording tells.
 #[derive(Debug)]
 pub enum News {
-    /// It goes on.
-    Alive(Kind),
     /// What it has seen until now.
     Snapshot(Kind, Box<Profile>),
     /// The same, and it has ended: what comes next begins anew.
@@ -41,8 +40,6 @@ pub enum News {
     Moment(Vec<u32>, String),
     /// It does not work, for this reason; `None`: it does again.
     Problem(Kind, Option<String>),
-    /// Something that users should know.
-    Note(Kind, String),
 }
 
 /// See the head of this file.
@@ -80,11 +77,11 @@ impl Stopping {
 }
 
 impl Engine {
-    /// Starts it. `request`: what is recorded, and how; its steering is replaced.
+    /// Starts it. `request`: what is recorded, and how; its steering is replaced. `state` is told that it lives.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn start(kind: Kind, request: Request, news: SyncSender<News>) -> io::Result<Self> {
+    pub fn start(kind: Kind, request: Request, state: State, news: SyncSender<News>) -> io::Result<Self> {
         let (control, stopping) = (Arc::new(Control::default()), Arc::new(Stopping::default()));
         let steering = Steering {
             control: Some(Arc::clone(&control)),
@@ -96,7 +93,8 @@ impl Engine {
         let request = Request { steering, ..request };
         let of_thread = Arc::clone(&stopping);
         let name = kind.name().to_owned();
-        let thread = Builder::new().name(name).spawn(move || run(kind, &request, &news, &of_thread))?;
+        let thread =
+            Builder::new().name(name).spawn(move || run(kind, &request, &state, &news, &of_thread))?;
         Ok(Self { control, stopping, thread })
     }
 
@@ -115,12 +113,13 @@ impl Engine {
     }
 }
 
-fn run(kind: Kind, request: &Request, news: &SyncSender<News>, stopping: &Stopping) {
+fn run(kind: Kind, request: &Request, state: &State, news: &SyncSender<News>, stopping: &Stopping) {
     let mut pause = SOONEST;
     while !stopping.is_so() {
         let began = Instant::now();
         let mut teller = Teller {
             kind,
+            state,
             news,
             began,
             first_is_due: true,
@@ -165,6 +164,7 @@ fn record(request: &Request, teller: &mut Teller<'_>) -> Result<(), String> {
 /// Passes on what a recording says.
 struct Teller<'a> {
     kind: Kind,
+    state: &'a State,
     news: &'a SyncSender<News>,
     began: Instant,
     first_is_due: bool,
@@ -194,12 +194,13 @@ impl Observer for Teller<'_> {
                 self.tell(News::Problem(self.kind, None));
             }
             self.told_alive = Some(Instant::now());
-            self.tell(News::Alive(self.kind));
+            // Not as news: a keeper that waits for its disk would hold the recording up.
+            self.state.change(|now| now.alive = Some(SystemTime::now()));
         }
     }
 
     fn note(&mut self, line: &str) {
-        self.tell(News::Note(self.kind, line.to_owned()));
+        tracing::info!(kind = self.kind.name(), "{}", text::visible(line));
     }
 
     fn snapshot(&mut self, profile: Profile) {

@@ -64,7 +64,6 @@ impl Keeper {
 
     fn take(&mut self, news: News) {
         match news {
-            News::Alive(_) => self.state.change(|now| now.alive = Some(SystemTime::now())),
             News::Snapshot(kind, profile) => self.keep(kind, Arc::new(*profile)),
             News::Last(kind, profile) => {
                 self.keep(kind, Arc::new(*profile));
@@ -73,7 +72,6 @@ impl Keeper {
             News::Victims(kind, profile, pids) => self.keep_victims(kind, &profile, &pids),
             News::Moment(pids, what) => self.moment(pids, what),
             News::Problem(kind, why) => self.problem(kind, why),
-            News::Note(kind, line) => tracing::info!(kind = kind.name(), "{}", text::visible(&line)),
         }
     }
 
