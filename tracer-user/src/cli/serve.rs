@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -136,6 +136,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         client_authority: arguments.tls_client_ca.clone(),
     };
     let access = Access::choose(arguments.listen, &files)?;
+    // Later they may end; that none is there at all is better said now.
+    if let Some(pid) = arguments.pids.iter().find(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        bail!("no process {pid}: it may have ended; `ps` shows those that run");
+    }
     let folder = folder(arguments);
     let limits = Limits { bytes: arguments.history_size, age: arguments.history_age };
     let state = State::new(History::open(&folder, limits)?);

@@ -133,7 +133,7 @@ fn run(kind: Kind, request: &Request, state: &State, news: &SyncSender<News>, st
         match outcome {
             Ok(()) if stopping.is_so() => return,
             // Those that were named have ended, and nobody else is to be recorded.
-            Ok(()) if has_ended(&request.subject) => {
+            Ok(()) | Err(_) if has_ended(&request.subject) => {
                 let why = "the processes that were asked for have ended".to_owned();
                 let _ = news.send(News::Problem(kind, Some(why)));
                 return;
