@@ -12,5 +12,6 @@ pub mod output;
 pub mod plan;
 pub mod profile;
 pub mod resolve;
+pub mod serve;
 pub mod session;
 pub mod survey;

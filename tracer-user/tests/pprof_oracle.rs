@@ -6,11 +6,12 @@
 mod fixture;
 
 use std::{
+    collections::BTreeMap,
     fs,
     process::{Command, ExitCode},
 };
 
-use alloctrace::profile::{Metric, Profile, Unit, pprof};
+use alloctrace::profile::{Amount, FrameId, Metric, Profile, Sample, Unit, Values, combine, pprof};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 
@@ -38,6 +39,8 @@ fn main() -> ExitCode {
         trial("default_sample_type_is_the_default_metric", default_sample_type),
         trial("hostile_names_are_read", hostile),
         trial("merged_profiles_open_again", merged),
+        trial("sums_of_stretches_are_those_of_pprof", sums),
+        trial("differences_of_snapshots_are_those_of_pprof", differences),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -185,4 +188,86 @@ fn merged() -> Result<(), Failed> {
     let merged = pprof::decode(&fs::read(&output)?)?;
     let (found, expected) = (merged.total(Metric::Peak).bytes, 2 * profile.total(Metric::Peak).bytes);
     if found == expected { Ok(()) } else { Err(format!("{found} instead of {expected}").into()) }
+}
+
+/// The example some time later: other frames first, more of everything, and a stack that is new.
+fn later() -> Profile {
+    let mut build = fixture::Builder::new();
+    let main = build.process(4711, "python main.py --workers 1");
+    let worker = build.process(4712, "python main.py --workers 1");
+    let new = build.python("new_since", "/srv/app/new.py", 7);
+    let module = build.python("<module>", "/srv/app/main.py", 12);
+    build.sample(main, 4711, &[module, new], 64_000, 1_000);
+    build.sample(worker, 4712, &[module, new], 32_000, 999);
+    let (mut profile, example) = (build.build(), fixture::example());
+    for sample in &example.samples {
+        let frames = sample.stack.iter().map(|frame| {
+            let frame = example.frames.get_index(frame.0 as usize).cloned();
+            FrameId(frame.map_or(0, |frame| profile.frames.insert_full(frame).0 as u32))
+        });
+        let stack = frames.collect();
+        // Twice and thrice as much, but for one stack that has done nothing.
+        let times = profile.samples.len() as u64 % 3 + 1;
+        let amount = |amount: Amount| Amount { bytes: amount.bytes * times, count: amount.count * times };
+        let Values { allocated, live, peak, temporary } = sample.values;
+        let values = Values {
+            allocated: amount(allocated),
+            live: amount(live),
+            peak: amount(peak),
+            temporary: amount(temporary),
+        };
+        profile.samples.push(Sample { stack, values, ..sample.clone() });
+    }
+    profile
+}
+
+/// What was allocated, by process, thread and stack, in words.
+fn allocated(profile: &Profile) -> BTreeMap<String, Amount> {
+    let mut sums: BTreeMap<String, Amount> = BTreeMap::new();
+    for sample in &profile.samples {
+        let frames = sample.stack.iter().filter_map(|frame| profile.frames.get_index(frame.0 as usize));
+        let stack: Vec<String> = frames.map(|frame| format!("{}:{}", frame.function, frame.line)).collect();
+        let pid = profile.processes.get(sample.process.0 as usize).map_or(0, |process| process.pid);
+        let key = format!("{pid} {} {:?} {}", sample.thread, sample.domain, stack.join(";"));
+        let sum = sums.entry(key).or_default();
+        *sum = sum.plus(sample.values.allocated);
+    }
+    sums.retain(|_, sum| *sum != Amount::default());
+    sums
+}
+
+/// What `go tool pprof` makes of two profiles.
+fn of_two(one: &Profile, other: &Profile, flag: Option<&str>) -> Result<Profile, Failed> {
+    let folder = TempDir::new()?;
+    let [first, second, output] =
+        ["one", "other", "output"].map(|name| folder.path().join(format!("{name}.pb.gz")));
+    fs::write(&first, pprof::encode(one)?)?;
+    fs::write(&second, pprof::encode(other)?)?;
+    let mut command = Command::new("go");
+    command.args(["tool", "pprof", "-proto", "-output"]).arg(&output).args(flag).args([&first, &second]);
+    let run = command.env("PPROF_TMPDIR", folder.path()).output()?;
+    if !run.status.success() {
+        return Err(String::from_utf8_lossy(&run.stderr).into_owned().into());
+    }
+    Ok(pprof::decode(&fs::read(&output)?)?)
+}
+
+fn agree(ours: &Profile, theirs: &Profile) -> Result<(), Failed> {
+    let (ours, theirs) = (allocated(ours), allocated(theirs));
+    if ours == theirs && ours.len() >= 7 {
+        Ok(())
+    } else {
+        Err(format!("{ours:#?} instead of {theirs:#?}").into())
+    }
+}
+
+fn sums() -> Result<(), Failed> {
+    let (one, other) = (fixture::example(), later());
+    let ours = combine::merge([one.clone(), other.clone()]).ok_or("nothing")?;
+    agree(&ours, &of_two(&one, &other, None)?)
+}
+
+fn differences() -> Result<(), Failed> {
+    let (earlier, later) = (fixture::example(), later());
+    agree(&later.since(&earlier), &of_two(&earlier, &later, Some("-base"))?)
 }

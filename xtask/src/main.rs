@@ -8,6 +8,7 @@ mod command;
 mod compatibility;
 mod cross;
 mod gen_offsets;
+mod package;
 mod setup;
 mod test;
 mod tidy;

@@ -49,6 +49,12 @@ pub fn run() -> Result<()> {
     let requirements = workspace::root().join("xtask/bench/services/requirements.txt");
     let shops = python::pinned(&Machine, Path::new("/usr/bin/python3"), "services", &requirements);
     outcomes.push(("Python packages for benches", shops.map(|python| python.display().to_string())));
+    let askers = workspace::root().join("tracer-user/tests/serve/requirements.txt");
+    let askers = python::pinned(&Machine, Path::new("/usr/bin/python3"), "askers", &askers);
+    outcomes.push((
+        "what asks the sidecar's endpoints in tests",
+        askers.map(|python| python.display().to_string()),
+    ));
     outcomes.push(("free-threaded interpreters for tests", free_threaded::bring(&Machine, &sources)));
     report(&outcomes)
 }

@@ -1,6 +1,6 @@
 //! The verbs, and the file that each leads to.
 
-use crate::{bench, build_ebpf, compatibility, cross, gen_offsets, setup, test, tidy, vm_test};
+use crate::{bench, build_ebpf, compatibility, cross, gen_offsets, package, setup, test, tidy, vm_test};
 use anyhow::Result;
 use clap::Subcommand;
 use std::process::ExitCode;
@@ -12,6 +12,8 @@ pub enum Verb {
     BuildEbpf(build_ebpf::Args),
     /// Build the release program for arm64 on this machine
     Cross,
+    /// Build what users install: static programs and Debian packages
+    Package(package::Args),
     /// Bring what building the eBPF objects and running the tests takes
     Setup,
     /// Run all checks and tests
@@ -37,6 +39,7 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
         Verb::BuildEbpf(args) => build_ebpf::run(&args)?,
         Verb::Compatibility(args) => compatibility::run(&args)?,
         Verb::Cross => cross::run()?,
+        Verb::Package(args) => package::run(&args)?,
         Verb::Setup => setup::run()?,
         Verb::GenOffsets => gen_offsets::run()?,
         Verb::Tidy => tidy::run()?,

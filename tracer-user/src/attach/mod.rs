@@ -39,7 +39,7 @@ pub use programs::Program;
 pub use readiness::Readiness;
 pub use ring::RingPositions;
 pub use settings::Globals;
-pub use statistics::RunStatistics;
+pub use statistics::{RunStatistics, keep_statistics};
 pub use target::{FilePlan, Pops, Slot, Watch, arm};
 pub use trial::trial;
 

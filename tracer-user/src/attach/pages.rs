@@ -25,8 +25,8 @@ const MOST_RANGES: usize = 1 << 20;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// `_IOWR('f', 16, struct pm_scan_arg)`: 32 bits, which musl's `ioctl` takes as a number with a sign and glibc's as a longer one without.
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 
 /// `struct page_region`.
 #[repr(C)]

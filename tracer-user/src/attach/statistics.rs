@@ -28,6 +28,14 @@ impl RunStatistics {
     }
 }
 
+/// Has the kernel count how long programs run, as long as what comes back is kept.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub fn keep_statistics() -> Result<OwnedFd, AttachError> {
+    syscall::enable_statistics().map_err(object_error("statistics of programs"))
+}
+
 impl Kernel {
     /// Counts from now on, until what is given is dropped.
     pub fn count_runs(&self) -> Result<OwnedFd, AttachError> {

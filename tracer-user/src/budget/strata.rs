@@ -54,7 +54,7 @@ struct Own {
 }
 
 /// See the head of this file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Strata<K> {
     flows: Flows<K>,
     own: FxHashMap<K, Own>,

@@ -9,9 +9,11 @@ mod flamegraph;
 mod listing;
 mod load;
 mod man;
+mod probe;
 mod ps;
 mod record;
 mod report;
+mod serve;
 mod values;
 
 use std::{
@@ -48,6 +50,8 @@ enum Verb {
     Report(report::Arguments),
     Flamegraph(flamegraph::Arguments),
     Convert(convert::Arguments),
+    Serve(Box<serve::Arguments>),
+    Probe(probe::Arguments),
     Ps(ps::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
@@ -65,6 +69,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Report(arguments) => report::run(&arguments),
         Verb::Flamegraph(arguments) => flamegraph::run(&arguments),
         Verb::Convert(arguments) => convert::run(&arguments),
+        Verb::Serve(arguments) => serve::run(&arguments),
+        Verb::Probe(arguments) => probe::run(&arguments),
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),

@@ -112,6 +112,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         bare: arguments.bench_empty,
         mode,
         is_usual_mode: arguments.mode.is_none() && arguments.budget.is_none(),
+        steering: session::Steering::default(),
     };
     let mut console = Console::new(arguments, mode, path, format);
     let runtime =

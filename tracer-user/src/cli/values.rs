@@ -24,6 +24,36 @@ pub enum Format {
     Csv,
 }
 
+/// A size such as `512MiB` or `2GB`, in bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let wrong = || format!("`{text}` is no size: give one such as 512MiB or 2GB");
+    let (number, unit) =
+        UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).ok_or_else(wrong)?;
+    let number: u64 = number.trim().parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+/// `NAME=VALUE`.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    let wrong = || format!("`{text}` is no label: give one such as service.name=shop");
+    let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+    if name.is_empty() || value.is_empty() {
+        return Err(wrong());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// `--metric` and `--unit`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct What {
@@ -104,4 +134,27 @@ pub fn percent(text: &str) -> Result<f64, String> {
 /// The parser of `--by`.
 pub fn by() -> impl TypedValueParser<Value = By> {
     PossibleValuesParser::new(By::ALL.map(By::name)).try_map(|name| name.parse::<By>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        assert_eq!(size("2 GB"), Ok(2_000_000_000));
+        assert_eq!(size("7B"), Ok(7));
+        for wrong in ["", "0B", "12", "MiB", "-1MiB", "1.5GiB", "99999999999TiB", "1XB"] {
+            assert!(size(wrong).unwrap_err().contains("no size"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn labels() {
+        assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        for wrong in ["", "a", "=b", "a="] {
+            assert!(label(wrong).is_err(), "{wrong}");
+        }
+    }
 }

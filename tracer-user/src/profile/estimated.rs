@@ -129,6 +129,30 @@ pub(super) fn bytes(values: &Values, estimated: Option<&Estimated>, metric: Metr
     }
 }
 
+/// Half widths of what is independent, added up: the root of their squares, rounded up, for an interval must not become smaller by that.
+pub(super) fn root_of_squares(errors: impl IntoIterator<Item = u64>) -> u64 {
+    let mut squares = Squares::default();
+    errors.into_iter().for_each(|error| squares.add(error));
+    squares.root()
+}
+
+/// Squares of half widths.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Squares(u128);
+
+impl Squares {
+    /// Adds one.
+    pub fn add(&mut self, error: u64) {
+        self.0 = self.0.saturating_add(u128::from(error) * u128::from(error));
+    }
+
+    /// See [`root_of_squares`].
+    pub fn root(self) -> u64 {
+        let root = self.0.isqrt();
+        u64::try_from(root + u128::from(root * root < self.0)).unwrap_or(u64::MAX)
+    }
+}
+
 fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.into_iter().chain(other).reduce(u64::saturating_add)
 }
@@ -203,6 +227,14 @@ mod tests {
         sum.add(None, u64::MAX);
         sum.add(Some(u64::MAX), u64::MAX);
         assert_eq!(sum.half_width(), None);
+    }
+
+    #[test]
+    fn independent_errors_add_up_by_their_squares() {
+        assert_eq!(root_of_squares([3, 4]), 5);
+        assert_eq!((root_of_squares([]), root_of_squares([7])), (0, 7));
+        assert_eq!(root_of_squares([1, 1]), 2, "rounded up");
+        assert_eq!(root_of_squares([u64::MAX, u64::MAX]), u64::MAX);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! It must not know how it was recorded, nor any output format (the pprof encoding on disk lives in `pprof.rs`).
 
+pub mod combine;
 mod estimated;
 mod figures;
 mod labels;
@@ -9,7 +10,7 @@ mod losses;
 pub mod metric;
 mod places;
 pub mod pprof;
-mod proto;
+pub(crate) mod proto;
 mod read;
 mod residence;
 mod samples;
@@ -20,7 +21,7 @@ mod wire;
 
 use indexmap::IndexSet;
 
-pub use self::losses::{BLOCKS_BEFORE_ARMED, Losses};
+pub use self::losses::{BLOCKS_BEFORE_ARMED, ENDED_STACKS, Losses};
 pub use self::{
     estimated::{ErrorSum, Estimated, Growth, MILLION, Part, mean_age},
     figures::{Figures, Known, MallocBytes, PoolBytes, ResidentBytes},

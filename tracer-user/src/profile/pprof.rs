@@ -57,6 +57,14 @@ pub enum EncodeError {
 /// # Errors
 /// [`EncodeError`]; no profile that alloctrace recorded is known to cause one.
 pub fn encode(profile: &Profile) -> Result<Vec<u8>, EncodeError> {
+    encode_as(profile, &profile.recording)
+}
+
+/// The same, with something else said of how and when it was recorded.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_as(profile: &Profile, recording: &Recording) -> Result<Vec<u8>, EncodeError> {
     // Level 6 and no time stamp: the same profile is the same file.
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     let mut encoder = Encoder::default();
@@ -74,7 +82,7 @@ pub fn encode(profile: &Profile) -> Result<Vec<u8>, EncodeError> {
         encode_field(LOCATION_TAG, &encoder.location(id, frame), &mut field);
         write(&field)?;
     }
-    write(&encoder.rest(profile)?.encode_to_vec())?;
+    write(&encoder.rest(profile, recording)?.encode_to_vec())?;
     gzip.finish().map_err(EncodeError::Compress)
 }
 
@@ -134,7 +142,7 @@ impl Default for Encoder {
 
 impl Encoder {
     /// The outermost message without samples and locations: to be made last, for the functions and strings that they named.
-    fn rest(mut self, profile: &Profile) -> Result<proto::Profile, EncodeError> {
+    fn rest(mut self, profile: &Profile, recording: &Recording) -> Result<proto::Profile, EncodeError> {
         let sample_type = METRICS
             .into_iter()
             .flat_map(|metric| [(metric, Unit::Count), (metric, Unit::Bytes)])
@@ -145,7 +153,7 @@ impl Encoder {
         let default_name = sample_type_name(default.unwrap_or(Metric::Allocated), Unit::Bytes);
         let default_sample_type = self.string(&default_name);
         let mapping = (1..).zip(KINDS).map(|(id, (_, name))| self.mapping(id, name)).collect();
-        let comment = vec![self.metadata(profile)?];
+        let comment = vec![self.metadata(profile, recording)?];
         let period_type = Some(self.value_type("space", Unit::Bytes.name()));
         Ok(proto::Profile {
             sample_type,
@@ -154,8 +162,8 @@ impl Encoder {
             location: Vec::new(),
             function: self.functions,
             string_table: self.strings,
-            time_nanos: signed(profile.recording.start_nanoseconds),
-            duration_nanos: signed(profile.recording.duration_nanoseconds),
+            time_nanos: signed(recording.start_nanoseconds),
+            duration_nanos: signed(recording.duration_nanoseconds),
             period_type,
             period: 1,
             comment,
@@ -243,8 +251,8 @@ impl Encoder {
         proto::Sample { location_id, value, label }
     }
 
-    fn metadata(&mut self, profile: &Profile) -> Result<i64, EncodeError> {
-        let recording = with_finite_numbers(profile.recording.clone());
+    fn metadata(&mut self, profile: &Profile, recording: &Recording) -> Result<i64, EncodeError> {
+        let recording = with_finite_numbers(recording.clone());
         let metadata = Metadata { recording, processes: profile.processes.clone() };
         let json = serde_json::to_string(&metadata).map_err(EncodeError::Metadata)?;
         Ok(self.string(&format!("{METADATA_PREFIX}{json}")))

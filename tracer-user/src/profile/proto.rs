@@ -1,13 +1,13 @@
 //! The messages of pprof's `profile.proto`, written by hand: fifty lines of fields, and no protoc to build.
 //!
-//! It must not know what alloctrace puts into them (`pprof.rs` does). Names and comments are those of the schema.
+//! It must not know what alloctrace puts into them (`pprof.rs` does, and the sidecar where it speaks as a Go program). Names and comments are those of the schema.
 //! Indices called `*` are positions in the string table.
 
 use prost::Message;
 
 /// The outermost message.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Profile {
+pub(crate) struct Profile {
     #[prost(message, repeated, tag = "1")]
     pub sample_type: Vec<ValueType>,
     #[prost(message, repeated, tag = "2")]
@@ -38,7 +38,7 @@ pub(super) struct Profile {
 
 /// What one value of every sample means.
 #[derive(Clone, Copy, PartialEq, Message)]
-pub(super) struct ValueType {
+pub(crate) struct ValueType {
     /// String index.
     #[prost(int64, tag = "1")]
     pub r#type: i64,
@@ -49,7 +49,7 @@ pub(super) struct ValueType {
 
 /// A stack and its values.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Sample {
+pub(crate) struct Sample {
     /// Ids of locations, leaf first.
     #[prost(uint64, repeated, tag = "1")]
     pub location_id: Vec<u64>,
@@ -61,7 +61,7 @@ pub(super) struct Sample {
 
 /// A key with a text or a number.
 #[derive(Clone, Copy, PartialEq, Message)]
-pub(super) struct Label {
+pub(crate) struct Label {
     /// String index.
     #[prost(int64, tag = "1")]
     pub key: i64,
@@ -77,7 +77,7 @@ pub(super) struct Label {
 
 /// A mapped object file.
 #[derive(Clone, Copy, PartialEq, Message)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// String index.
@@ -95,7 +95,7 @@ pub(super) struct Mapping {
 
 /// A place in a program.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Location {
+pub(crate) struct Location {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(uint64, tag = "2")]
@@ -109,7 +109,7 @@ pub(super) struct Location {
 
 /// A function and a line in it.
 #[derive(Clone, Copy, PartialEq, Message)]
-pub(super) struct Line {
+pub(crate) struct Line {
     #[prost(uint64, tag = "1")]
     pub function_id: u64,
     #[prost(int64, tag = "2")]
@@ -118,7 +118,7 @@ pub(super) struct Line {
 
 /// A function.
 #[derive(Clone, Copy, PartialEq, Message)]
-pub(super) struct Function {
+pub(crate) struct Function {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// String index.

@@ -18,12 +18,12 @@ const MAX_STACK_ENTRIES: usize = 1 << 26;
 const MAX_TOTAL: u64 = 1 << 55;
 
 /// What samples differ in.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    process: ProcessIndex,
-    thread: u32,
-    domain: Domain,
-    stack: Stack,
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub process: ProcessIndex,
+    pub thread: u32,
+    pub domain: Domain,
+    pub stack: Stack,
 }
 
 /// What is known of it.

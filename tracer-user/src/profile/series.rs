@@ -12,7 +12,7 @@ use super::figures::Figures;
 /// One look at a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
-    /// Since the recording of the process began.
+    /// Since the recording of the process began; in what is of a stretch of a recording, since that began.
     pub since_nanoseconds: u64,
     /// What was found.
     #[serde(flatten)]
@@ -73,6 +73,32 @@ impl Series {
             self.looks
                 .retain(|_| place.next().is_some_and(|place| place % 2 == 0 || place == last && most > 1));
         }
+    }
+
+    /// Looks that an earlier state of this series had not, counted from the beginning of the `nanoseconds` that have passed since: the
+    /// last that it had was then. If it had none, the latest was at the end.
+    #[must_use]
+    pub fn since(&self, earlier: &Self, nanoseconds: u64) -> Self {
+        let last = |series: &Self| series.looks.last().map(|look| look.since_nanoseconds);
+        let (known, latest) = (last(earlier), last(self).unwrap_or(0));
+        let (add, take) = known.map_or((nanoseconds, latest), |known| (0, known));
+        let is_new = |look: &&Look| known.is_none_or(|known| look.since_nanoseconds > known);
+        let moved = |look: &Look| Look {
+            since_nanoseconds: look.since_nanoseconds.saturating_add(add).saturating_sub(take),
+            figures: look.figures.clone(),
+        };
+        Self { looks: self.looks.iter().filter(is_new).map(moved).collect() }
+    }
+
+    /// Adds the looks of a later stretch of time that began this long after the first; there are then at most `most`.
+    pub fn append(&mut self, later: Self, began_after_nanoseconds: u64, most: usize) {
+        // A clock that was set back must not put them before the others.
+        let floor = self.looks.last().map_or(0, |look| look.since_nanoseconds);
+        self.looks.extend(later.looks.into_iter().map(|look| Look {
+            since_nanoseconds: look.since_nanoseconds.saturating_add(began_after_nanoseconds).max(floor),
+            ..look
+        }));
+        self.thin(most);
     }
 
     /// All of them.
@@ -202,6 +228,37 @@ mod tests {
         series.push(Look::after(Duration::from_secs(5), Figures::unknown("it had ended")), 10);
         assert_eq!((series.change(), series.verdict()), (None, None));
         assert_eq!(series.latest().map(|look| look.since_nanoseconds), Some(0));
+    }
+
+    #[test]
+    fn what_is_taken_apart_is_put_together() {
+        let until = |last: u64| {
+            let mut series = Series::default();
+            (0..=last).for_each(|second| series.push(look(second, second, 0, 0), Series::MOST));
+            series
+        };
+        let (minute, second) = (60_000_000_000, 1_000_000_000);
+        let (first, both) = (until(59), until(118));
+        let later = both.since(&first, minute);
+        let times: Vec<u64> = later.looks().iter().map(|look| look.since_nanoseconds / second).collect();
+        assert_eq!(times, (1..=59).collect::<Vec<_>>(), "the last look of the first minute began the second");
+        let mut joined = first.clone();
+        joined.append(later, 59 * second, Series::MOST);
+        assert_eq!(joined, both);
+        let whole = until(30).since(&Series::default(), minute);
+        let ends = (whole.looks().first().unwrap(), whole.looks().last().unwrap());
+        assert_eq!((ends.0.since_nanoseconds, ends.1.since_nanoseconds), (minute - 30 * second, minute));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_leaves_the_order() {
+        let mut series = Series::default();
+        series.push(look(90, 1, 0, 0), 9);
+        let mut later = Series::default();
+        later.push(look(1, 2, 0, 0), 9);
+        series.append(later, 0, 9);
+        assert!(series.looks().is_sorted_by_key(|look| look.since_nanoseconds));
+        assert_eq!(series.looks().len(), 2);
     }
 
     proptest! {

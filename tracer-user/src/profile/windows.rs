@@ -2,6 +2,8 @@
 //!
 //! It must not know how windows are made, nor who prints this.
 
+use super::estimated::root_of_squares;
+
 /// By what it is told what lives, where that is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -74,6 +76,40 @@ impl WindowSummary {
         }
     }
 
+    /// Of a stretch of which everything was counted, beside others that have windows.
+    pub(super) fn counted() -> Self {
+        Self { knows_live: true, live_by: LiveBy::Pools, allocated_bytes_error: Some(0), ..Self::default() }
+    }
+
+    /// What was done since an earlier moment of the same recording. What is known is what is known now.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            opened: self.opened.saturating_sub(earlier.opened),
+            full: self.full.saturating_sub(earlier.full),
+            tails: self.tails.saturating_sub(earlier.tails),
+            looks: self.looks.saturating_sub(earlier.looks),
+            ..self.clone()
+        }
+    }
+
+    /// This stretch and the next: what was done is added, what lives is what is known at the end, and the worst of both is said.
+    pub(super) fn then(&self, next: &Self) -> Self {
+        let errors = self.allocated_bytes_error.zip(next.allocated_bytes_error);
+        Self {
+            opened: self.opened.saturating_add(next.opened),
+            full: self.full.saturating_add(next.full),
+            tails: self.tails.saturating_add(next.tails),
+            looks: self.looks.saturating_add(next.looks),
+            longest_look_gap_nanoseconds: self
+                .longest_look_gap_nanoseconds
+                .max(next.longest_look_gap_nanoseconds),
+            // Other windows saw each.
+            allocated_bytes_error: errors.map(|(one, other)| root_of_squares([one, other])),
+            slowdown: self.slowdown.into_iter().chain(next.slowdown).reduce(f64::max),
+            ..next.clone()
+        }
+    }
+
     /// Whether live bytes are those of pools, and with them those of the peak.
     #[must_use]
     pub fn is_live_by_pools(&self) -> bool {
@@ -92,6 +128,28 @@ mod tests {
         let unknown = read(r#"{"knows_live": false, "live_unknown": "mimalloc"}"#);
         assert_eq!(unknown.live(), Live::Unknown { why: "mimalloc" });
         assert_eq!(read("{}").live(), Live::Unknown { why: "windows saw no frees" });
+    }
+
+    #[test]
+    fn stretches_add_up_to_the_whole() {
+        let at = |opened, error| WindowSummary {
+            opened,
+            full: opened / 2,
+            tails: opened / 3,
+            looks: opened * 2,
+            knows_live: true,
+            longest_look_gap_nanoseconds: opened,
+            allocated_bytes_error: Some(error),
+            slowdown: Some(opened as f64),
+            ..WindowSummary::default()
+        };
+        let (first, both) = (at(30, 3), at(75, 4));
+        assert_eq!(first.then(&both.since(&first)), WindowSummary { allocated_bytes_error: Some(5), ..both });
+        let unknown = WindowSummary { allocated_bytes_error: None, slowdown: None, ..first.clone() };
+        let sum = first.then(&unknown);
+        assert_eq!((sum.allocated_bytes_error, sum.slowdown), (None, Some(30.0)));
+        let mixed = unknown.then(&WindowSummary::counted());
+        assert!(mixed.is_live_by_pools());
     }
 
     #[test]

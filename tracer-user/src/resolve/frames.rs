@@ -74,7 +74,7 @@ impl ResolveCounts {
 }
 
 /// Code definitions in, frames out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Resolver {
     limits: Limits,
     layouts: FxHashMap<ProcessIndex, InterpreterLayout>,

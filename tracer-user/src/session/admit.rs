@@ -189,6 +189,9 @@ impl Session<'_> {
                 let Some(place) = self.processes.running(pid) else { return Ok(()) };
                 let is_root = self.processes.get(place).is_some_and(|watched| watched.is_root);
                 self.processes.retire(&mut self.kernel, place)?;
+                if !replaced {
+                    self.note_end(place);
+                }
                 if replaced && is_root {
                     observer.note(&format!("process {pid} has replaced itself by another program"));
                 }
@@ -201,8 +204,16 @@ impl Session<'_> {
     pub(super) fn retire_the_dead(&mut self) -> Result<(), SessionError> {
         for place in self.processes.dead() {
             self.processes.retire(&mut self.kernel, place)?;
+            self.note_end(place);
         }
         Ok(())
+    }
+
+    /// Whether it was killed for want of memory is asked at the next tick.
+    fn note_end(&mut self, place: usize) {
+        if let (Some(victims), Some(watched)) = (&mut self.victims, self.processes.get(place)) {
+            victims.ended(watched.traced.slot.number);
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use rustc_hash::FxHashMap;
 
 use super::recorder::add_losses;
 use crate::drain::Totals;
-use crate::profile::{Domain, Estimated, Losses, ProcessIndex, Sample, Stack, Values};
+use crate::profile::{Domain, ENDED_STACKS, Estimated, Losses, ProcessIndex, Sample, Stack, Values};
 
 /// What is left of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ended {
     samples: Vec<Sample>,
     bytes: usize,
@@ -23,7 +23,7 @@ pub struct Ended {
 }
 
 /// What stands in place of stacks that were given up.
-pub const MERGED: &str = "other stacks (process ended)";
+pub const MERGED: &str = ENDED_STACKS;
 
 impl Ended {
     /// Keeps a sample.

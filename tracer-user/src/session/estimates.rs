@@ -12,7 +12,7 @@ use crate::budget::leaks;
 use crate::profile::{Amount, Estimated, Growth, Live, LiveBy, MILLION, Values, WindowSummary};
 
 /// What is known of accounts.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Known {
     /// What each has.
     pub values: FxHashMap<u32, Values>,
@@ -73,7 +73,7 @@ impl Estimates {
 }
 
 /// Sums over processes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sums {
     known: Known,
     squares: f64,

@@ -21,6 +21,8 @@ pub enum Finder {
     Everything,
     /// Those of a control group and of the groups below it.
     Cgroup(PathBuf),
+    /// Those whose command line holds one of these.
+    Named(Vec<String>),
 }
 
 impl Finder {
@@ -38,6 +40,9 @@ impl Finder {
         let found = match self {
             Self::Everything => everything(),
             Self::Cgroup(folder) => in_groups(folder),
+            Self::Named(words) => {
+                everything().map(|found| found.into_iter().filter(|pid| is_named(*pid, words)).collect())
+            }
         };
         found.map_err(|source| SessionError::System { what: "list processes", source })
     }
@@ -47,6 +52,7 @@ impl Finder {
         match self {
             Self::Everything => Ok(true),
             Self::Cgroup(_) => Ok(self.processes()?.contains(&pid)),
+            Self::Named(words) => Ok(is_named(pid, words)),
         }
     }
 }
@@ -55,6 +61,13 @@ fn everything() -> io::Result<Vec<u32>> {
     let own = std::process::id();
     let names = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     Ok(names.filter_map(|name| name.parse().ok()).filter(|pid| *pid != own).collect())
+}
+
+/// Whether its command line, arguments joined by spaces, holds one of these.
+fn is_named(pid: u32, words: &[String]) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+    words.iter().any(|word| line.contains(word.as_str()))
 }
 
 fn in_groups(folder: &Path) -> io::Result<Vec<u32>> {
@@ -95,6 +108,21 @@ mod tests {
         let finder = Finder::cgroup(folder.path()).unwrap();
         assert_eq!(finder.processes().unwrap(), [1, 20, 300]);
         assert!(finder.wants(300).unwrap() && !finder.wants(4).unwrap());
+    }
+
+    #[test]
+    fn processes_by_what_their_command_line_holds() {
+        let mut child = std::process::Command::new("sleep").arg("271.25").spawn().unwrap();
+        let named = |word: &str| Finder::Named(vec![word.to_owned()]);
+        // Until it has execed it is a copy of this test.
+        let found = (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            named("sleep 271.25").processes().unwrap().contains(&child.id())
+        });
+        let other = named("sleep 272").wants(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found && !other);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::profile::{Amount, Residence};
 /// What stands in place of a stack for pages that came without a page fault of their own process: by `MAP_POPULATE`, khugepaged, another process.
 pub const NO_FAULT: &str = "resident without a page fault that was seen";
 
+/// What stands in place of a stack for pages that a process had when its recording began, where nobody can look any more which of them it still has.
+pub const BEFORE: &str = "resident before the recording began (not looked at again)";
+
 /// What there was when the recording of a process began, or why that is not known.
 #[derive(Debug)]
 pub struct Beginning(Result<(u64, PageSet), String>);
@@ -23,6 +26,13 @@ impl Beginning {
     pub fn of(pid: u32) -> Self {
         let read = || Ok((resident_anonymous(pid)?, PageSet::resident(pid)?));
         Self(read().map_err(|error: std::io::Error| reason(&error)))
+    }
+}
+
+impl Beginning {
+    /// Resident anonymous bytes; 0: not known.
+    pub fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |(bytes, _)| *bytes)
     }
 }
 

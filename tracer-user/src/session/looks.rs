@@ -46,6 +46,8 @@ enum Ask {
     Watch(Box<Watched>),
     /// Look at one of which there is nothing, now; say when.
     Settle(ProcessIndex, Sender<()>),
+    /// What has been seen until now.
+    Tell(Sender<Vec<(ProcessIndex, Series)>>),
     Finish(Sender<Vec<(ProcessIndex, Series)>>),
 }
 
@@ -84,6 +86,12 @@ impl Looks {
         }
     }
 
+    /// Asks for what has been seen until now, which comes when the look that runs is over; `None`: the thread is gone.
+    pub fn ask(&self) -> Option<Receiver<Vec<(ProcessIndex, Series)>>> {
+        let (done, answer) = channel();
+        self.asks.send(Ask::Tell(done)).ok().map(|()| answer)
+    }
+
     /// Looks at all that run for a last time, and hands over everything.
     pub fn finish(self) -> Vec<(ProcessIndex, Series)> {
         let (done, answer) = channel();
@@ -104,6 +112,9 @@ fn run(asked: &Receiver<Ask>) {
             Ok(Ask::Settle(index, done)) => {
                 all.settle(index);
                 let _ = done.send(());
+            }
+            Ok(Ask::Tell(done)) => {
+                let _ = done.send(all.tell());
             }
             Ok(Ask::Finish(done)) => {
                 let _ = done.send(all.finish());
@@ -162,13 +173,14 @@ impl Watched {
     }
 
     /// What was seen; something at least.
-    fn into_series(mut self) -> Series {
-        if self.series.is_empty()
-            && let Some(look) = self.early
+    fn series_now(&self) -> Series {
+        let mut series = self.series.clone();
+        if series.is_empty()
+            && let Some(look) = &self.early
         {
-            self.series.push(look, 2);
+            series.push(look.clone(), 2);
         }
-        self.series
+        series
     }
 }
 
@@ -233,6 +245,10 @@ impl All {
         }
     }
 
+    fn tell(&self) -> Vec<(ProcessIndex, Series)> {
+        self.list.iter().map(|watched| (watched.index, watched.series_now())).collect()
+    }
+
     fn finish(&mut self) -> Vec<(ProcessIndex, Series)> {
         let (started, most) = (Instant::now(), most(self.list.len()));
         for watched in self.running() {
@@ -240,7 +256,7 @@ impl All {
                 watched.look(most);
             }
         }
-        self.list.drain(..).map(|watched| (watched.index, watched.into_series())).collect()
+        self.list.drain(..).map(|watched| (watched.index, watched.series_now())).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 mod admit;
 mod allocators;
 mod command;
+mod control;
 mod coverage;
 mod ended;
 mod estimates;
@@ -24,6 +25,7 @@ mod reclaim;
 mod recorder;
 mod run;
 mod sampled;
+mod snapshot;
 mod target;
 mod thread_slot;
 mod turns;
@@ -37,6 +39,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 pub use command::launch;
+pub use control::{Control, Steering};
 pub use run::{Observer, record};
 
 use crate::attach::{AttachError, Mechanism, TableSizes, Watch};
@@ -54,6 +57,8 @@ pub enum Subject {
     Everything,
     /// Every Python process of a control group.
     Cgroup(PathBuf),
+    /// Every Python process of the host whose command line holds one of these.
+    Named(Vec<String>),
 }
 
 /// A validated request.
@@ -77,6 +82,8 @@ pub struct Request {
     pub mode: Mode,
     /// Nobody has asked for that mode: where the kernel has no windows, everything is recorded.
     pub is_usual_mode: bool,
+    /// How it is steered while it runs.
+    pub steering: Steering,
 }
 
 /// How processes are watched.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::allocators::AllocatorWatch;
 use super::coverage::{NOTHING_YET, Sight, Tally, look};
-use super::growth::{Reckoning, reckon};
+use super::growth::{BEFORE, Reckoning, reckon};
 use super::reclaim::Reclaim;
 use super::recorder::{Recorder, add_losses};
 use super::target::{KnownPlans, Traced};
@@ -333,6 +333,25 @@ impl Processes {
             recorder.set_residence(&watched.traced, &watched.reckoning);
         }
         Ok(())
+    }
+
+    /// In growth mode: compares the stacks of those that run with what the kernel says, while they go on. What comes and goes meanwhile is in one and not in the other.
+    pub fn reckon_now(&self, kernel: &Kernel, recorder: &mut Recorder) -> Result<(), SessionError> {
+        for watched in self.list.iter().filter(|watched| watched.running) {
+            let Some(beginning) = &watched.traced.beginning else { continue };
+            let (pid, slot) = (watched.traced.slot.pid, watched.traced.slot.number);
+            recorder.set_residence(&watched.traced, &reckon(kernel, slot, pid, beginning)?);
+        }
+        Ok(())
+    }
+
+    /// In growth mode: adds what these had when their recording began.
+    pub fn add_beginnings(&self, recorder: &mut Recorder, slots: &[u16]) {
+        for watched in self.list.iter().filter(|watched| slots.contains(&watched.traced.slot.number)) {
+            if let Some(beginning) = &watched.traced.beginning {
+                recorder.add_pages(&watched.traced, BEFORE, beginning.bytes());
+            }
+        }
     }
 
     /// Disarms everything, and returns when that is done.

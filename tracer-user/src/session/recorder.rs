@@ -2,6 +2,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracer_ebpf::abi::{PROCESSES, end};
+use tracer_ebpf::growth::PAGE;
 
 use crate::attach::Kernel;
 use crate::drain::{
@@ -47,7 +48,7 @@ const MAX_PROCESSES: usize = 16_384;
 const KEPT_FRAMES: usize = 16;
 
 /// Everything received so far.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Recorder {
     accounts: usize,
     resolver: Resolver,
@@ -221,13 +222,19 @@ impl Recorder {
             place.residence.clone_from(&reckoning.residence);
         }
         self.gone_pages.extend(reckoning.gone.iter().map(|(account, gone)| (*account, *gone)));
-        if reckoning.unseen.count > 0 {
-            let stack = std::iter::once(self.resolver.marker(NO_FAULT)).collect();
-            let (live, amount) = (reckoning.unseen, Amount::default());
-            let values = Values { allocated: live, live, peak: live, temporary: amount };
-            let domain = Domain::Resident;
-            self.unseen_pages.push(Sample { process, thread: 0, domain, stack, values, estimated: None });
-        }
+        self.add_pages(traced, NO_FAULT, reckoning.unseen.bytes);
+    }
+
+    /// Adds resident pages of a process that are in nobody's account; `why` stands in place of a stack.
+    pub fn add_pages(&mut self, traced: &Traced, why: &'static str, bytes: u64) {
+        let Some(process) = self.index_of(u32::from(traced.slot.number)).filter(|_| bytes > 0) else {
+            return;
+        };
+        let stack = std::iter::once(self.resolver.marker(why)).collect();
+        let live = Amount { bytes, count: bytes / PAGE };
+        let values = Values { allocated: live, live, peak: live, temporary: Amount::default() };
+        let domain = Domain::Resident;
+        self.unseen_pages.push(Sample { process, thread: 0, domain, stack, values, estimated: None });
     }
 
     /// In place of what was counted, this is what accounts have.

@@ -1,21 +1,23 @@
 //! The loop of a recording: what wakes it up, and what is done then.
 
 use std::os::fd::OwnedFd;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aya::maps::{MapData, RingBuf};
 use rustc_hash::FxHashSet;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::command::{Change, Child};
+use super::estimates::Estimates;
 use super::find::Finder;
 use super::follow::{Follower, Wanted, leave_out_the_dead};
 use super::looks::Looks;
 use super::preparation::{
     check_kernel, come_first, follow_number, open_many_files, own_cpu_percent, possible,
 };
-use super::processes::{Origin, Processes};
+use super::processes::{Gone, Origin, Processes};
 use super::recorder::Recorder;
+use super::snapshot::{Awaited, Victims, nanoseconds_since_epoch};
 use super::target::KnownPlans;
 use super::wakes::{Wake, Wakes};
 use super::windows::Windows;
@@ -23,7 +25,7 @@ use super::{Mode, Progress, Recorded, Request, SessionError, Subject, system};
 use crate::attach::{AttachError, Kernel, Mechanism, Readiness, give_back_large_blocks};
 use crate::discover::{DiscoverError, Files, Target};
 use crate::drain::ProcessEvent;
-use crate::profile::{Cost, Coverage, Losses, Profile, Recording};
+use crate::profile::{Cost, Coverage, Losses, ProcessIndex, Profile, Recording, Series};
 
 /// Records that are read in a row: more than the ring buffer holds of the smallest.
 const MOST_RECORDS: u32 = 1 << 19;
@@ -36,6 +38,10 @@ pub trait Observer {
     fn note(&mut self, line: &str);
     /// The recording has ended; the command may still run.
     fn finished(&mut self, profile: Profile);
+    /// What was seen until now; the recording goes on.
+    fn snapshot(&mut self, _profile: Profile) {}
+    /// These were killed for want of memory: what is known, with their memory as it was at their end.
+    fn victims(&mut self, _profile: Profile, _pids: &[u32]) {}
 }
 
 /// Records. Everything is disarmed when this returns, or is dropped.
@@ -48,6 +54,7 @@ pub async fn record(request: &Request, observer: &mut impl Observer) -> Result<R
         Subject::Command(command) => session.run_command(command, observer).await,
         Subject::Everything => session.attach_to_all(Finder::Everything, observer).await,
         Subject::Cgroup(path) => session.attach_to_all(Finder::cgroup(path)?, observer).await,
+        Subject::Named(words) => session.attach_to_all(Finder::Named(words.clone()), observer).await,
     }
 }
 
@@ -80,6 +87,10 @@ pub(super) struct Session<'a> {
     pub(super) windows: Option<Windows>,
     /// What memory is made of; not in benches.
     pub(super) looks: Option<Looks>,
+    /// A snapshot that was begun.
+    pub(super) awaited: Option<Awaited>,
+    /// Where processes that are killed for want of memory leave their last account.
+    pub(super) victims: Option<Victims>,
 }
 
 impl<'a> Session<'a> {
@@ -103,10 +114,14 @@ impl<'a> Session<'a> {
         };
         let (ring, readiness) = kernel.take_ring()?;
         let recorder = Recorder::new(request.sizes.accounts, kernel.is_namespaced());
-        let looks = if request.bare { None } else { Some(Looks::start().map_err(system("start a thread"))?) };
+        let looks = if request.bare || request.steering.leaves_out_looks {
+            None
+        } else {
+            Some(Looks::start().map_err(system("start a thread"))?)
+        };
         let wanted = match request.subject {
             _ if !request.follow => Wanted::Named,
-            Subject::Everything | Subject::Cgroup(_) => Wanted::All,
+            Subject::Everything | Subject::Cgroup(_) | Subject::Named(_) => Wanted::All,
             Subject::Processes(_) | Subject::Command(_) => Wanted::Descendants,
         };
         Ok(Self {
@@ -129,6 +144,8 @@ impl<'a> Session<'a> {
             number: 0,
             windows,
             looks,
+            awaited: None,
+            victims: request.steering.keeps_victims.then(Victims::default),
         })
     }
 
@@ -150,7 +167,7 @@ impl<'a> Session<'a> {
             descriptors.push(Readiness::new(descriptor).map_err(system("watch a process"))?);
         }
         // Before anybody is told that they may: an interrupt from now on ends the recording, and not us.
-        let mut wakes = Wakes::new(self.request.duration)?;
+        let mut wakes = Wakes::new(self.request.duration, &self.request.steering)?;
         observer.note("recording; Ctrl-C ends it");
         loop {
             let retry = self.next_step();
@@ -171,6 +188,7 @@ impl<'a> Session<'a> {
                 break;
             }
         }
+        self.hand_over_victims(observer)?;
         let profile = self.finish(observer)?;
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
     }
@@ -183,7 +201,7 @@ impl<'a> Session<'a> {
     ) -> Result<Recorded, SessionError> {
         // Told of what starts from now on, then a look at what runs: none is missed in between.
         self.kernel.tell_all_execs()?;
-        let mut wakes = Wakes::new(self.request.duration)?;
+        let mut wakes = Wakes::new(self.request.duration, &self.request.steering)?;
         come_first(0);
         open_many_files();
         self.finder = Some(finder);
@@ -197,6 +215,7 @@ impl<'a> Session<'a> {
             }
             self.serve(wake, observer)?;
         }
+        self.hand_over_victims(observer)?;
         let profile = self.finish(observer)?;
         Ok(Recorded { anything: hand_over(profile, observer), ran: true, status: None })
     }
@@ -246,7 +265,7 @@ impl<'a> Session<'a> {
         command: &[std::ffi::OsString],
         observer: &mut impl Observer,
     ) -> Result<Recorded, SessionError> {
-        let mut wakes = Wakes::new(self.request.duration)?;
+        let mut wakes = Wakes::new(self.request.duration, &self.request.steering)?;
         let mut child = Child::start(&mut self.kernel, command)?;
         come_first(0);
         open_many_files();
@@ -352,7 +371,12 @@ impl<'a> Session<'a> {
         for step in self.follower.due(Instant::now()) {
             self.take_step(step, observer)?;
         }
+        if wake == Wake::Snapshot {
+            self.begin_snapshot();
+        }
         if wake == Wake::Tick {
+            self.hand_over_victims(observer)?;
+            self.hand_over_snapshot(observer)?;
             // Who enters a control group need not exec; who starts on the host does, or is a child.
             if matches!(self.finder, Some(Finder::Cgroup(_))) {
                 self.find_more(observer)?;
@@ -441,23 +465,33 @@ impl<'a> Session<'a> {
         };
         self.processes.disarm();
         let memory = self.looks.take().map(Looks::finish).unwrap_or_default();
-        let requested =
-            memory.iter().filter_map(|(_, series)| series.requested_at_most()).reduce(|sum, of| sum + of);
-        let mut estimates = estimates;
-        if let (Some(estimates), Some(requested)) = (&mut estimates, requested) {
-            estimates.doubt(requested);
-        }
         self.processes.tell(&mut self.recorder, |note| observer.note(note));
         self.drain(observer)?;
         let (Some((start, _)), Some(elapsed)) = (self.started, elapsed) else { return Ok(None) };
+        let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
+        self.make_profile(recorder, estimates, memory, (start, elapsed), &self.processes.gone()).map(Some)
+    }
+
+    /// The profile of what has been received. `memory`: what was seen of each process's memory over time; `span`: when it began and how long it has lasted.
+    pub(super) fn make_profile(
+        &self,
+        mut recorder: Recorder,
+        mut estimates: Option<Estimates>,
+        memory: Vec<(ProcessIndex, Series)>,
+        (start, elapsed): (SystemTime, Duration),
+        gone: &Gone,
+    ) -> Result<Profile, SessionError> {
+        let requested =
+            memory.iter().filter_map(|(_, series)| series.requested_at_most()).reduce(|sum, of| sum + of);
+        if let (Some(estimates), Some(requested)) = (&mut estimates, requested) {
+            estimates.doubt(requested);
+        }
         let estimated = estimates.as_ref().filter(|estimates| estimates.known.is_some());
         let knows_live = estimated.is_none_or(|estimates| estimates.summary.knows_live);
         let recording = Recording {
             mode: self.request.mode.name().to_owned(),
             seen_fraction: estimates.as_ref().map_or(1.0, |estimates| estimates.seen_fraction),
-            start_nanoseconds: start
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
+            start_nanoseconds: nanoseconds_since_epoch(start),
             duration_nanoseconds: u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
             default_metric: if knows_live { self.default_metric } else { "allocated" }.to_owned(),
             coverage: self.coverage(),
@@ -474,14 +508,13 @@ impl<'a> Session<'a> {
             },
             events: 0,
         };
-        let mut recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, false));
         for (process, series) in memory {
             recorder.set_memory(process, series);
         }
         if let Some(known) = estimates.and_then(|estimates| estimates.known) {
             recorder.add_estimates(known);
         }
-        recorder.into_profile(&self.kernel, recording, &self.processes.gone()).map(Some)
+        recorder.into_profile(&self.kernel, recording, gone)
     }
 
     fn coverage(&self) -> Coverage {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{SessionError, system};
+use super::{SessionError, Steering, system};
 use crate::attach::Readiness;
 
 /// How often progress is told, and the interpreter asked whether it has started.
@@ -28,8 +28,10 @@ pub enum Wake {
     Interrupt,
     /// A signal for the command.
     Forward(Signal),
-    /// The recording has lasted as long as it should.
+    /// The recording has lasted as long as it should, or somebody has ended it.
     TimeIsUp,
+    /// A snapshot is due, or wanted.
+    Snapshot,
 }
 
 /// What is waited for.
@@ -40,13 +42,15 @@ pub struct Wakes {
     forwarded: [(tokio::signal::unix::Signal, Signal); 4],
     tick: tokio::time::Interval,
     until: Option<tokio::time::Instant>,
+    steering: Steering,
+    next_snapshot: Option<tokio::time::Instant>,
 }
 
 impl Wakes {
     /// From now on no signal is missed.
-    pub fn new(duration: Option<Duration>) -> Result<Self, SessionError> {
+    pub fn new(duration: Option<Duration>, steering: &Steering) -> Result<Self, SessionError> {
         let on = |kind: SignalKind| signal(kind).map_err(system("catch signals"));
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(steering.tick.unwrap_or(TICK));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         Ok(Self {
             child: on(SignalKind::child())?,
@@ -59,6 +63,8 @@ impl Wakes {
             ],
             tick,
             until: duration.map(|duration| tokio::time::Instant::now() + duration),
+            next_snapshot: steering.snapshot_every.map(|every| tokio::time::Instant::now() + every),
+            steering: steering.clone(),
         })
     }
 
@@ -67,6 +73,7 @@ impl Wakes {
         let until = self.until;
         let time_is_up = sleep_until(until);
         let retry = sleep_until(retry.map(tokio::time::Instant::from_std));
+        let snapshot = sleep_until(self.next_snapshot);
         let [terminate, hangup, user1, user2] = &mut self.forwarded;
         tokio::select! {
             biased;
@@ -80,6 +87,13 @@ impl Wakes {
                 self.until = None;
                 Ok(Wake::TimeIsUp)
             }
+            () = self.steering.stopped() => Ok(Wake::TimeIsUp),
+            () = snapshot => {
+                // Not one after the other where the host stood still.
+                self.next_snapshot = self.steering.snapshot_every.map(|every| tokio::time::Instant::now() + every);
+                Ok(Wake::Snapshot)
+            }
+            () = self.steering.snapshot_wanted() => Ok(Wake::Snapshot),
             _ = self.tick.tick() => Ok(Wake::Tick),
             () = retry => Ok(Wake::Retry),
             ready = ring.wait() => ready.map(|()| Wake::Records).map_err(system("wait for the ring buffer")),

@@ -19,7 +19,7 @@ use crate::budget::strata::{Row, Strata};
 use crate::drain;
 
 /// See the head of this file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Windowed {
     pymalloc: Flows<u32>,
     malloc: Flows<u32>,

@@ -396,20 +396,28 @@ impl Windows {
 
     /// The last step: nothing is armed any more, and this is what was found.
     pub fn finish(&mut self, kernel: &mut Kernel, processes: &Processes) -> Result<Estimates, SessionError> {
-        let cost_percent = |governor: &Governor| governor.cost_share().map(|share| share * 100.0);
         if self.is_whole && self.stretch.is_some() {
             self.settle(kernel, processes)?;
             if let Some(stretch) = self.stretch.take() {
                 disarm(stretch.into_values().flatten());
             }
-            return Ok(Estimates::whole(cost_percent(&self.governor)));
+            return Ok(Estimates::whole(self.cost_percent()));
         }
         self.settle(kernel, processes)?;
+        let summary = self.summary();
+        let slots: Vec<u16> = self.processes.keys().copied().collect();
+        slots.into_iter().try_for_each(|slot| self.add_up(kernel, slot))?;
+        let estimates = std::mem::take(&mut self.sums).finish(summary);
+        Ok(Estimates { cost_percent: self.cost_percent(), ..estimates })
+    }
+
+    /// What is known of the windows themselves.
+    fn summary(&self) -> WindowSummary {
         let looks = self.kept.as_ref().map(Kept::looks).unwrap_or_default();
         let why_not = self.kept.as_ref().and_then(Kept::unknown);
         let why_not = why_not.map(|why| format!("what lives is not known: {why}"));
         let sampled = self.sampled.as_ref();
-        let summary = WindowSummary {
+        WindowSummary {
             opened: self.opened,
             full: self.full,
             knows_live: self.knows_sampled()
@@ -418,15 +426,36 @@ impl Windows {
             tails: sampled.map_or(0, Sampled::windows_looked_at),
             looks: sampled.map_or(looks.number, Sampled::looks),
             survivors: sampled.map_or(0, Sampled::count_survivors),
-            live_unknown: self.why_not.take().or(why_not).or_else(|| self.unknown_of_sampled()),
+            live_unknown: self.why_not.clone().or(why_not).or_else(|| self.unknown_of_sampled()),
             longest_look_gap_nanoseconds: u64::try_from(looks.longest_gap.as_nanos()).unwrap_or(u64::MAX),
             stopped: self.stopped.map(|stopped| stopped.to_string()),
             ..WindowSummary::default()
-        };
-        let slots: Vec<u16> = self.processes.keys().copied().collect();
-        slots.into_iter().try_for_each(|slot| self.add_up(kernel, slot))?;
-        let estimates = std::mem::take(&mut self.sums).finish(summary);
-        Ok(Estimates { cost_percent: cost_percent(&self.governor), ..estimates })
+        }
+    }
+
+    /// What windows say of the whole until now; they go on.
+    pub fn estimates_now(
+        &mut self,
+        kernel: &Kernel,
+        processes: &Processes,
+    ) -> Result<Estimates, SessionError> {
+        self.settle(kernel, processes)?;
+        if self.is_whole {
+            return Ok(Estimates::whole(self.cost_percent()));
+        }
+        let mut sums = self.sums.clone();
+        for (slot, one) in &self.processes {
+            let kept = self.kept.iter().flat_map(|kept| kept.values(*slot));
+            sums.add(&mut one.clone(), &self.clock, kept);
+            let sampled = self.sampled.as_ref().map(|sampled| sampled.results(*slot, one.scales()));
+            sampled.iter().flatten().for_each(|stack| sums.sampled(stack));
+        }
+        Ok(Estimates { cost_percent: self.cost_percent(), ..sums.finish(self.summary()) })
+    }
+
+    /// What tracing has cost, of the processes' own CPU time; `None`: not known.
+    fn cost_percent(&self) -> Option<f64> {
+        self.governor.cost_share().map(|share| share * 100.0)
     }
 
     /// Whether anything is known of what lives by looking at blocks.

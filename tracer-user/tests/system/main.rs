@@ -22,6 +22,7 @@ mod mallocs;
 mod outputs;
 mod results;
 mod services;
+mod serving;
 mod stacks;
 mod support;
 mod survey;
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
         children::TESTS,
         containers::TESTS,
         services::TESTS,
+        serving::TESTS,
         attach::TESTS,
         exact::TESTS,
         threads::TESTS,

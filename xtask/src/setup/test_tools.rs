@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A program and the package that has it. `go` reads our pprof files, `gcc` builds allocation programs in C, `make` and `xz` an interpreter, the rest is for benches and for inspection of loaded programs.
-const TOOLS: [(&str, &str); 8] = [
+/// A program and the package that has it. `go` reads our pprof files, `gcc` builds allocation programs in C, `make` and `xz` an interpreter, Prometheus, a browser, curl and openssl ask the sidecar; the rest is for benches and for inspection of loaded programs.
+const TOOLS: [(&str, &str); 13] = [
     ("go", "golang-go"),
     ("gcc", "gcc"),
     ("clang", "clang"),
@@ -15,6 +15,11 @@ const TOOLS: [(&str, &str); 8] = [
     ("bpftrace", "bpftrace"),
     ("bpftool", "bpftool"),
     ("wrk", "wrk"),
+    ("promtool", "prometheus"),
+    ("prometheus", "prometheus"),
+    ("chromium", "chromium"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
 ];
 const TRACEFS: &str = "/sys/kernel/tracing";
 
@@ -94,8 +99,24 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_installed() {
-        let (_folder, host) =
-            host(true, &["apt-get", "gcc", "clang", "make", "xz", "bpftrace", "bpftool", "wrk"]);
+        let (_folder, host) = host(
+            true,
+            &[
+                "apt-get",
+                "gcc",
+                "clang",
+                "make",
+                "xz",
+                "bpftrace",
+                "bpftool",
+                "wrk",
+                "promtool",
+                "prometheus",
+                "chromium",
+                "curl",
+                "openssl",
+            ],
+        );
         let machine = Script::default().says("apt-get", "");
         assert_eq!(bring(&machine, &host).unwrap(), "installed go");
         assert!(machine.ran("apt-get install -qq -y --no-install-recommends golang-go"));
@@ -103,7 +124,23 @@ mod tests {
 
     #[test]
     fn a_user_without_root_is_told_what_is_missing() {
-        let (_folder, host) = host(false, &["gcc", "clang", "go", "make", "xz", "bpftool", "wrk"]);
+        let (_folder, host) = host(
+            false,
+            &[
+                "gcc",
+                "clang",
+                "go",
+                "make",
+                "xz",
+                "bpftool",
+                "wrk",
+                "promtool",
+                "prometheus",
+                "chromium",
+                "curl",
+                "openssl",
+            ],
+        );
         let text = bring(&Script::default(), &host).unwrap();
         assert_eq!(
             text,
