@@ -145,6 +145,8 @@ fn answers_and_remembers(interpreter: &Interpreter) -> Result<()> {
         let text = sidecar.text(path)?;
         ensure!(!text.is_empty(), "{path} is empty");
     }
+    // Who looks at the page sees the line, also where windows do not know what lives.
+    ensure!(sidecar.text("/")?.contains("hoards.py:"), "the page does not name the line");
     let metrics = sidecar.text("/metrics")?;
     ensure!(metrics.contains("alloctrace_resident_bytes") && metrics.contains(&pid), "{metrics}");
     ensure!(sidecar.get("/nothing")?.0 == 404 && sidecar.get("/report.json?by=nonsense")?.0 == 400);

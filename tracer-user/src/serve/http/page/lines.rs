@@ -11,6 +11,8 @@ use crate::output::{
 use crate::profile::{Live, Metric, Profile, Unit};
 use crate::serve::{http::moment, state::Kind};
 
+/// The mode of recordings of resident memory.
+const GROWTH: &str = "growth";
 /// Rows of each table.
 const ROWS: usize = 12;
 
@@ -37,6 +39,15 @@ pub fn allocated(facts: &Facts, markup: &mut Markup) {
         }
     }
     table(profile, Metric::Allocated, facts, markup);
+    markup.raw("</section>");
+}
+
+/// Whose stacks made resident memory grow; nothing where that is not recorded.
+pub fn resident(facts: &Facts, markup: &mut Markup) {
+    let Some(profile) = facts.profile(Kind::Resident) else { return };
+    markup.raw("<section id=\"resident\"><h2>Resident growth</h2>");
+    markup.raw("<p class=\"note\">Memory that came since the recording began and is resident, by the line that touched it first.</p>");
+    table(profile, Metric::Live, facts, markup);
     markup.raw("</section>");
 }
 
@@ -76,6 +87,7 @@ fn table(profile: &Profile, metric: Metric, facts: &Facts, markup: &mut Markup) 
         Some((span, _)) if metric == Metric::Allocated => {
             format!("metric={metric}&from={}&to={}", moment::utc(span.from), moment::utc(span.to))
         }
+        _ if profile.recording.mode == GROWTH => "kind=resident".to_owned(),
         _ => format!("metric={metric}"),
     };
     markup.link(&facts.address("/flamegraph.svg", &parameters), "flame graph").raw("</p>");

@@ -121,6 +121,7 @@ fn render(facts: &Facts) -> String {
     processes::timelines(facts, &mut markup);
     lines::leaks(facts, &mut markup);
     markup.raw("<div class=\"pair\">");
+    lines::resident(facts, &mut markup);
     lines::allocated(facts, &mut markup);
     lines::live(facts, &mut markup);
     trust::section(facts, &mut markup);
