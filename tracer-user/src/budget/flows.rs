@@ -153,13 +153,31 @@ impl<K: Copy + Eq + Hash> Flows<K> {
         }
     }
 
-    /// Forgets all windows until now, where those that come see the same work better; what was seen in full stays.
-    pub fn begin_anew(&mut self) {
+    /// Puts all windows until now aside, where those that come see the same work better; what was seen in full stays.
+    pub fn begin_anew(&mut self) -> Self {
+        let mut aside = self.clone();
+        aside.exact = 0.0;
+        aside.sampled = 0.0;
+        for sums in aside.stacks.values_mut().chain([&mut aside.total]).flatten() {
+            sums.exact = 0.0;
+        }
         for sums in self.stacks.values_mut().chain([&mut self.total]).flatten() {
             *sums = Sums { exact: sums.exact, ..Sums::default() };
         }
         self.stacks.retain(|_, sums| sums.iter().any(|sums| sums.exact > 0.0));
         (self.all, self.tails) = (Base::default(), Base::default());
+        aside
+    }
+
+    /// Takes windows back that were put aside.
+    pub fn take_back(&mut self, aside: &Self) {
+        for (stack, theirs) in &aside.stacks {
+            let ours = self.stacks.entry(*stack).or_default();
+            ours.iter_mut().zip(theirs).for_each(|(ours, theirs)| ours.add(theirs));
+        }
+        self.total.iter_mut().zip(&aside.total).for_each(|(ours, theirs)| ours.add(theirs));
+        self.all.add_all(&aside.all);
+        self.tails.add_all(&aside.tails);
     }
 
     /// A window that lost events: blocks whose frees were lost would look as if they lived, so nothing of it counts.
@@ -252,7 +270,26 @@ impl<K: Copy + Eq + Hash> Flows<K> {
     }
 }
 
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        let Self { exact, y, y_squared, y_progress, largest } = other;
+        self.exact += exact;
+        self.y += y;
+        self.y_squared += y_squared;
+        self.y_progress += y_progress;
+        self.largest = self.largest.max(*largest);
+    }
+}
+
 impl Base {
+    fn add_all(&mut self, other: &Self) {
+        let Self { windows, progress, progress_squared, seen } = other;
+        self.windows += windows;
+        self.progress += progress;
+        self.progress_squared += progress_squared;
+        self.seen += seen;
+    }
+
     fn add(&mut self, weight: f64, progress: f64) {
         let weighted = weight * progress;
         self.windows += 1.0;

@@ -90,9 +90,22 @@ impl Pace {
         self.believed += weight * believed;
     }
 
-    /// Forgets full windows, where those that come see the same work better.
-    pub fn begin_anew(&mut self) {
+    /// Puts full windows aside, where those that come see the same work better.
+    pub fn begin_anew(&mut self) -> Self {
+        let aside = Self { alone: Sums::default(), ..*self };
         (self.full, self.weighted, self.believed) = (Sums::default(), (0.0, 0.0), 0.0);
+        aside
+    }
+
+    /// Takes them back.
+    pub fn take_back(&mut self, aside: &Self) {
+        self.full.events += aside.full.events;
+        self.full.traps += aside.full.traps;
+        self.full.seconds += aside.full.seconds;
+        self.full.programs += aside.full.programs;
+        self.weighted.0 += aside.weighted.0;
+        self.weighted.1 += aside.weighted.1;
+        self.believed += aside.believed;
     }
 
     /// A trap takes so many seconds beside its program.

@@ -54,7 +54,20 @@ pub struct Windowed {
     turned: (f64, f64, f64),
     /// Seconds that it ran in all other time, and those that were not user time.
     unarmed: (f64, f64),
+    /// See [`Windowed::begin_anew`].
+    learned: Option<Learned>,
 }
+
+/// What windows saw in which points were learned.
+#[derive(Debug, Clone)]
+struct Learned {
+    pymalloc: Flows<u32>,
+    paces: [Pace; 2],
+    turned: (f64, f64, f64),
+}
+
+/// Full windows below which those count too in which points were learned: as many as turns at most.
+const FEW_WINDOWS: f64 = 8.0;
 
 /// Seconds after which a third of what a process did still counts for how busy it is.
 const RECENT: f64 = 1.5;
@@ -134,6 +147,7 @@ impl Windowed {
             rare: (0.0, 0.0, 0.0),
             turned: (0.0, 0.0, 0.0),
             unarmed: (0.0, 0.0),
+            learned: None,
         }
     }
 
@@ -209,11 +223,24 @@ impl Windowed {
     }
 
     /// Its points have been sorted. Windows in which they were learned watched an eighth of the points whatever these were hit: a few are slowed thirtyfold and the others not at all,
-    /// and one correction cannot be right for both (allocated by a loop that only allocates was off by +22 to -16 %).
+    /// and one correction cannot be right for both (allocated by a loop that only allocates was off by +22 to -16 %). So they count only while there are few others.
     pub fn begin_anew(&mut self) {
-        self.pymalloc.begin_anew();
-        self.paces.iter_mut().for_each(Pace::begin_anew);
-        self.turned = (0.0, 0.0, 0.0);
+        let paces = self.paces.each_mut().map(Pace::begin_anew);
+        let turned = std::mem::take(&mut self.turned);
+        self.learned = Some(Learned { pymalloc: self.pymalloc.begin_anew(), paces, turned });
+    }
+
+    /// Windows in which points were learned count as well where there are few others.
+    fn take_learned(&mut self) {
+        if self.pymalloc.windows() >= FEW_WINDOWS {
+            return;
+        }
+        let Some(Learned { pymalloc, paces, turned }) = self.learned.take() else { return };
+        self.pymalloc.take_back(&pymalloc);
+        self.paces.iter_mut().zip(&paces).for_each(|(ours, theirs)| ours.take_back(theirs));
+        self.turned.0 += turned.0;
+        self.turned.1 += turned.1;
+        self.turned.2 += turned.2;
     }
 
     /// How long it has been there.
@@ -405,6 +432,7 @@ impl Windowed {
 
     /// Has the estimates corrected by what is known of its pace.
     pub fn correct(&mut self, clock: &TrapClock) {
+        self.take_learned();
         // What a trap takes is known better now than it was in the first windows.
         let beside = self.beside_program(clock);
         self.paces.iter_mut().for_each(|pace| pace.set_trap(beside));
@@ -506,6 +534,23 @@ fn values(rows: &[drain::Taken], of_malloc: bool) -> impl Iterator<Item = (u32, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_learned_counts_while_there_is_little_else() {
+        let taken = |bytes| Taken { bytes, count: 1.0, ..Taken::default() };
+        let view = View { weight: 1.0, progress: 0.1, tail: false };
+        let mut one = Windowed::new(Meter::default(), true);
+        one.pymalloc.pass(10.0);
+        (0..8).for_each(|_| one.pymalloc.window(view, [(7, taken(5.0))]));
+        one.begin_anew();
+        assert_eq!(one.pymalloc.windows(), 0.0);
+        let mut now = one.clone();
+        now.take_learned();
+        assert!((now.pymalloc.stack(7).unwrap().bytes.value() - 500.0).abs() < 1e-6);
+        (0..8).for_each(|_| one.pymalloc.window(view, [(7, taken(6.0))]));
+        one.take_learned();
+        assert!((one.pymalloc.stack(7).unwrap().bytes.value() - 600.0).abs() < 1e-6);
+    }
 
     /// A command of a second whose beginning was seen in full said ± 0.0 % of a thirtieth of what it had allocated.
     #[test]

@@ -446,7 +446,8 @@ impl Windows {
         let mut sums = self.sums.clone();
         for (slot, one) in &self.processes {
             let kept = self.kept.iter().flat_map(|kept| kept.values(*slot));
-            sums.add(&mut one.clone(), &self.clock, kept);
+            let mut one = one.clone();
+            sums.add(&mut one, &self.clock, kept);
             let sampled = self.sampled.as_ref().map(|sampled| sampled.results(*slot, one.scales()));
             sampled.iter().flatten().for_each(|stack| sums.sampled(stack));
         }

@@ -260,10 +260,16 @@ fn what_was_seen_in_full_outlives_a_new_beginning() {
     flows.full(1.0, [(1, taken(100.0))]);
     flows.pass(9.0);
     flows.window(View { weight: 1.0, progress: 1.0, tail: false }, [(1, taken(7.0)), (2, taken(9.0))]);
-    flows.begin_anew();
+    let aside = flows.begin_anew();
     assert_eq!(flows.windows(), 0.0);
     assert!(flows.stack(2).is_none());
     (0..4).for_each(|_| flows.window(View { weight: 1.0, progress: 1.0, tail: false }, [(1, taken(10.0))]));
+    let mut together = flows.clone();
+    together.take_back(&aside);
+    assert_eq!(
+        (together.windows(), together.stack(1).unwrap().bytes.value()),
+        (5.0, 100.0 + 9.0 / 5.0 * 47.0)
+    );
     // Nine seconds at what four of them saw, and none of what was forgotten.
     assert_eq!(flows.stack(1).unwrap().bytes.value(), 190.0);
 }

@@ -91,11 +91,13 @@ fn table(profile: &Profile, metric: Metric, facts: &Facts, markup: &mut Markup) 
         _ => format!("metric={metric}"),
     };
     markup.link(&facts.address("/flamegraph.svg", &parameters), "flame graph").raw("</p>");
+    let is_estimate = profile.estimates(metric);
     if report.rows.is_empty() {
-        markup.raw("<p class=\"note\">No line allocates.</p>");
+        // Of windows that saw none it is not known that there is none.
+        let none = if is_estimate { "No window has seen any yet." } else { "No line allocates." };
+        markup.element("<p class=\"note\">", none, "</p>");
         return;
     }
-    let is_estimate = profile.estimates(metric);
     markup.raw("<table><thead><tr><th class=\"n\">bytes");
     markup
         .raw(if is_estimate { "<th class=\"n\">error" } else { "" })

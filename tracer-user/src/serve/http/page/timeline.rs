@@ -14,7 +14,7 @@ const HEIGHT: f64 = 160.0;
 const LEFT: f64 = 58.0;
 const BOTTOM: f64 = 20.0;
 const TOP: f64 = 8.0;
-const RIGHT: f64 = 8.0;
+const RIGHT: f64 = 22.0;
 /// Steps of the time axis, in seconds.
 const TIME_STEPS: [u64; 17] =
     [1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 604_800];
