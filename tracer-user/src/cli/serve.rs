@@ -30,7 +30,7 @@ use crate::serve::{confine, http};
 use crate::session::{Mode, Request, Steering, Subject};
 
 /// News that wait; a keeper that writes to a slow disk holds recordings up rather than taking more memory.
-const WAITING: usize = 16;
+const WAITING: usize = 4;
 /// For what waits to be pushed when the sidecar ends.
 const LAST_PUSH: Duration = Duration::from_secs(5);
 /// Tables of the recording of allocations, 24 MiB: its windows keep no live blocks.
@@ -156,10 +156,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let _statistics = confine(arguments)?;
     let push = Arc::new(push(arguments)?);
     let sinks = sinks(&push, redactor.clone());
+    let ended = runtime.block_on(async { told_to_end() })?;
     let recording = Recording::start(arguments, &state, sinks)?;
     tracing::warn!("answering on {}", arguments.listen);
     let router = http::router(Arc::new(state), access.clone(), redactor);
-    runtime.block_on(http::serve(listener, router, access, told_to_end()));
+    runtime.block_on(http::serve(listener, router, access, ended));
     recording.stop();
     let waiting = Arc::try_unwrap(push).map_or(0, |push| push.finish(LAST_PUSH).waiting);
     if waiting > 0 {
@@ -202,7 +203,10 @@ impl Recording {
             let request = request(arguments, mode, sizes);
             let engine = Engine::start(kind, request, state.clone(), sender.clone())
                 .context("failed to start a recording")?;
-            state.add_recording(engine.control());
+            if kind == Kind::Allocations {
+                // What `seconds` of /debug/pprof asks for.
+                state.add_recording(engine.control());
+            }
             controls.push((kind, engine.control()));
             started.push(engine);
         }
@@ -219,6 +223,7 @@ impl Recording {
     /// What was seen since the last minute is kept too.
     fn stop(self) {
         self.watcher.stop();
+        self.engines.iter().for_each(Engine::ask_to_stop);
         self.engines.into_iter().for_each(Engine::stop);
         if self.keeper.join().is_err() {
             tracing::error!("the keeper has failed; please report this");
@@ -296,18 +301,16 @@ fn folder(arguments: &Arguments) -> PathBuf {
     arguments.history.clone().or_else(of_systemd).unwrap_or_else(|| PathBuf::from("/var/lib/alloctrace"))
 }
 
-/// Ends with SIGTERM or SIGINT.
-async fn told_to_end() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Then the signals' own effect ends us.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+/// Ends with SIGTERM or SIGINT, from now on.
+fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("failed to catch signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to catch signals")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 fn log(verbose: u8) {

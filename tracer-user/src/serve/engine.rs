@@ -103,10 +103,15 @@ impl Engine {
         Arc::clone(&self.control)
     }
 
-    /// Ends it, and returns when it has told the last.
-    pub fn stop(self) {
+    /// Has it end soon; several end at once.
+    pub fn ask_to_stop(&self) {
         self.stopping.stop();
         self.control.stop();
+    }
+
+    /// Ends it, and returns when it has told the last.
+    pub fn stop(self) {
+        self.ask_to_stop();
         if self.thread.join().is_err() {
             tracing::error!("a recording has failed; please report this");
         }
@@ -115,6 +120,7 @@ impl Engine {
 
 fn run(kind: Kind, request: &Request, state: &State, news: &SyncSender<News>, stopping: &Stopping) {
     let mut pause = SOONEST;
+    let mut request = request.clone();
     while !stopping.is_so() {
         let began = Instant::now();
         let mut teller = Teller {
@@ -125,8 +131,11 @@ fn run(kind: Kind, request: &Request, state: &State, news: &SyncSender<News>, st
             first_is_due: true,
             told_alive: None,
             control: request.steering.control.clone(),
+            running: Vec::new(),
         };
-        let outcome = record(request, &mut teller);
+        let outcome = record(&request, &mut teller);
+        let running = std::mem::take(&mut teller.running);
+        follow_on(&mut request, running);
         if began.elapsed() > LATEST {
             pause = SOONEST;
         }
@@ -148,10 +157,25 @@ fn run(kind: Kind, request: &Request, state: &State, news: &SyncSender<News>, st
     }
 }
 
+/// What the next recording takes of processes that were named: those that run still, and the workers that had come to them.
+fn follow_on(request: &mut Request, running: Vec<u32>) {
+    let Subject::Processes(pids) = &mut request.subject else { return };
+    if request.follow {
+        pids.extend(running);
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    pids.retain(|pid| exists(*pid));
+}
+
+fn exists(pid: u32) -> bool {
+    std::path::Path::new("/proc").join(pid.to_string()).exists()
+}
+
 /// Whether nobody of those that were named runs.
 fn has_ended(subject: &Subject) -> bool {
     let Subject::Processes(pids) = subject else { return false };
-    !pids.iter().any(|pid| std::path::Path::new("/proc").join(pid.to_string()).exists())
+    !pids.iter().any(|pid| exists(*pid))
 }
 
 fn record(request: &Request, teller: &mut Teller<'_>) -> Result<(), String> {
@@ -170,9 +194,16 @@ struct Teller<'a> {
     first_is_due: bool,
     told_alive: Option<Instant>,
     control: Option<Arc<Control>>,
+    /// Processes that ran when that was last told.
+    running: Vec<u32>,
 }
 
 impl Teller<'_> {
+    fn note_running(&mut self, profile: &Profile) {
+        let running = profile.processes.iter().filter(|process| !process.ended);
+        self.running = running.map(|process| process.pid).collect();
+    }
+
     /// Who listens is gone only where the sidecar ends.
     fn tell(&self, news: News) {
         let _ = self.news.send(news);
@@ -204,7 +235,14 @@ impl Observer for Teller<'_> {
     }
 
     fn snapshot(&mut self, profile: Profile) {
-        self.tell(News::Snapshot(self.kind, Box::new(profile)));
+        self.note_running(&profile);
+        // The next one has all of it: a keeper that waits for its disk holds nobody up.
+        if self.news.try_send(News::Snapshot(self.kind, Box::new(profile))).is_err() {
+            tracing::warn!(
+                kind = self.kind.name(),
+                "a snapshot is left out: the one before is not on the disk yet"
+            );
+        }
     }
 
     fn victims(&mut self, profile: Profile, pids: &[u32]) {
@@ -212,6 +250,7 @@ impl Observer for Teller<'_> {
     }
 
     fn finished(&mut self, profile: Profile) {
+        self.note_running(&profile);
         self.tell(News::Last(self.kind, Box::new(profile)));
     }
 }

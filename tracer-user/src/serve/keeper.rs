@@ -78,6 +78,9 @@ impl Keeper {
     fn problem(&mut self, kind: Kind, why: Option<String>) {
         match why {
             Some(why) => {
+                // What was is no longer what is.
+                self.before.remove(&kind);
+                self.state.change(|now| now.forget(kind));
                 tracing::warn!(kind = kind.name(), "{}", text::visible(&why));
                 self.problems.insert(kind, why);
             }
@@ -148,6 +151,12 @@ impl Keeper {
         for pid in pids {
             let mut profile = profile.clone();
             profile.retain_processes(|process| process.pid == *pid);
+            if let Some(windows) = &mut profile.recording.windows {
+                // Blocks of a process that has ended are looked at no more, and count as gone.
+                windows.knows_live = false;
+                windows.live_unknown = Some("the process had ended".to_owned());
+                profile.recording.default_metric = Metric::Allocated.name().to_owned();
+            }
             if profile.samples.is_empty() {
                 continue;
             }

@@ -57,6 +57,14 @@ pub struct Now {
 }
 
 impl Now {
+    /// A recording does not work any more: what it said last is not what is.
+    pub fn forget(&mut self, kind: Kind) {
+        match kind {
+            Kind::Allocations => self.allocations = None,
+            Kind::Resident => self.resident = None,
+        }
+    }
+
     /// The newest snapshot of a recording.
     #[must_use]
     pub fn snapshot(&self, kind: Kind) -> Option<&Snapshot> {

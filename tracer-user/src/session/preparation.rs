@@ -86,9 +86,14 @@ pub(super) fn open_many_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// What the tracer has used of one processor since `elapsed`, in percent.
-pub(super) fn own_cpu_percent(elapsed: Duration) -> f64 {
+/// CPU time that the tracer has used since it was started.
+pub(super) fn own_cpu_seconds() -> f64 {
     let used = clock_gettime(ClockId::ProcessCPUTime);
-    let used = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
+/// What the tracer has used of one processor since it had used `before` seconds of it, `elapsed` ago, in percent.
+pub(super) fn own_cpu_percent(before: f64, elapsed: Duration) -> f64 {
+    let used = own_cpu_seconds() - before;
     if elapsed.is_zero() { 0.0 } else { used / elapsed.as_secs_f64() * 100.0 }
 }

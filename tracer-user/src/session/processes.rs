@@ -335,16 +335,6 @@ impl Processes {
         Ok(())
     }
 
-    /// In growth mode: compares the stacks of those that run with what the kernel says, while they go on. What comes and goes meanwhile is in one and not in the other.
-    pub fn reckon_now(&self, kernel: &Kernel, recorder: &mut Recorder) -> Result<(), SessionError> {
-        for watched in self.list.iter().filter(|watched| watched.running) {
-            let Some(beginning) = &watched.traced.beginning else { continue };
-            let (pid, slot) = (watched.traced.slot.pid, watched.traced.slot.number);
-            recorder.set_residence(&watched.traced, &reckon(kernel, slot, pid, beginning)?);
-        }
-        Ok(())
-    }
-
     /// In growth mode: adds what these had when their recording began.
     pub fn add_beginnings(&self, recorder: &mut Recorder, slots: &[u16]) {
         for watched in self.list.iter().filter(|watched| slots.contains(&watched.traced.slot.number)) {

@@ -13,7 +13,7 @@ use super::find::Finder;
 use super::follow::{Follower, Wanted, leave_out_the_dead};
 use super::looks::Looks;
 use super::preparation::{
-    check_kernel, come_first, follow_number, open_many_files, own_cpu_percent, possible,
+    check_kernel, come_first, follow_number, open_many_files, own_cpu_percent, own_cpu_seconds, possible,
 };
 use super::processes::{Gone, Origin, Processes};
 use super::recorder::Recorder;
@@ -87,6 +87,8 @@ pub(super) struct Session<'a> {
     pub(super) windows: Option<Windows>,
     /// What memory is made of; not in benches.
     pub(super) looks: Option<Looks>,
+    /// CPU time that we had used when the recording began.
+    own_cpu: f64,
     /// A snapshot that was begun.
     pub(super) awaited: Option<Awaited>,
     /// Where processes that are killed for want of memory leave their last account.
@@ -144,6 +146,8 @@ impl<'a> Session<'a> {
             number: 0,
             windows,
             looks,
+            // A command is ours to start: what that took counts.
+            own_cpu: if request.steering.control.is_some() { own_cpu_seconds() } else { 0.0 },
             awaited: None,
             victims: request.steering.keeps_victims.then(Victims::default),
         })
@@ -375,7 +379,6 @@ impl<'a> Session<'a> {
             self.begin_snapshot();
         }
         if wake == Wake::Tick {
-            self.hand_over_victims(observer)?;
             self.hand_over_snapshot(observer)?;
             // Who enters a control group need not exec; who starts on the host does, or is a child.
             if matches!(self.finder, Some(Finder::Cgroup(_))) {
@@ -422,6 +425,8 @@ impl<'a> Session<'a> {
 
     fn tick(&mut self, observer: &mut impl Observer) -> Result<(), SessionError> {
         self.retire_the_dead()?;
+        // Before anything of theirs is given back.
+        self.hand_over_victims(observer)?;
         self.keep_its_turn();
         self.processes.tick(&mut self.kernel, &mut self.plans)?;
         self.processes.look_at_allocators(&mut self.kernel, false, |line| observer.note(line))?;
@@ -504,7 +509,7 @@ impl<'a> Session<'a> {
             },
             cost: Cost {
                 target_percent: estimates.as_ref().and_then(|estimates| estimates.cost_percent),
-                tracer_cpu_percent: own_cpu_percent(elapsed),
+                tracer_cpu_percent: own_cpu_percent(self.own_cpu, elapsed),
             },
             events: 0,
         };

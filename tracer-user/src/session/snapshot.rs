@@ -1,9 +1,10 @@
 //! What a recording has seen until now, without ending it.
 //!
-//! Everything is as at the end, but for what only a process that stands still could tell: coverage is that of the latest look. It must not know who asks.
+//! Everything is as at the end, but for what only a process that stands still could tell: coverage is that of the latest look, and growth mode's stacks are not compared with the
+//! kernel's figures, which takes pages out of the account. It must not know who asks.
 
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::SessionError;
 use super::looks::Looks;
@@ -19,32 +20,41 @@ pub struct Awaited(Receiver<Vec<(ProcessIndex, Series)>>);
 pub struct Victims {
     /// Kills for want of memory, of the whole host, when that was last asked.
     kills: u64,
-    /// Slots that ended since.
-    ended: Vec<u16>,
+    /// When they were seen to have become more.
+    rose: Option<Instant>,
+    /// Slots that ended of late, and when that was told.
+    ended: Vec<(u16, Instant)>,
 }
+
+/// Between a kill that is counted and the end of its victim, whose memory has to go first.
+const TEARDOWN: Duration = Duration::from_secs(10);
+/// How long an end waits for a kill that is counted before it, and was not asked for yet.
+const WAIT: Duration = Duration::from_secs(1);
 
 impl Default for Victims {
     fn default() -> Self {
-        Self { kills: kills(), ended: Vec::new() }
+        Self { kills: kills(), rose: None, ended: Vec::new() }
     }
 }
 
 impl Victims {
     /// The process of this slot has ended.
     pub fn ended(&mut self, slot: u16) {
-        self.ended.push(slot);
+        self.ended.push((slot, Instant::now()));
     }
 
-    /// Those that ended while somebody was killed for want of memory. Which of them it was the kernel's count does not say: with several, all are taken.
+    /// Those that ended when somebody had just been killed for want of memory. Which of them it was the kernel's count does not say: with several, all are taken. To be asked at each tick.
     fn take(&mut self) -> Vec<u16> {
-        if self.ended.is_empty() {
-            return Vec::new();
+        let (now, kills) = (Instant::now(), kills());
+        if kills > self.kills {
+            self.rose = Some(now);
         }
-        let now = kills();
-        let was_killed = now > self.kills;
-        self.kills = now;
-        let ended = std::mem::take(&mut self.ended);
-        if was_killed { ended } else { Vec::new() }
+        self.kills = kills;
+        let rose = self.rose.filter(|rose| now.duration_since(*rose) <= TEARDOWN);
+        let is_victim = |(_, ended): &(u16, Instant)| rose.is_some_and(|rose| *ended + WAIT >= rose);
+        let taken = self.ended.iter().filter(|ended| is_victim(ended)).map(|(slot, _)| *slot).collect();
+        self.ended.retain(|ended| !is_victim(ended) && now.duration_since(ended.1) < WAIT);
+        taken
     }
 }
 
@@ -111,7 +121,6 @@ impl Session<'_> {
         };
         self.processes.tell(&mut self.recorder, |_| {});
         let mut recorder = self.recorder.clone();
-        self.processes.reckon_now(&self.kernel, &mut recorder)?;
         self.processes.add_beginnings(&mut recorder, victims);
         let mut gone = self.processes.gone();
         gone.slots.retain(|slot| !victims.contains(slot));
@@ -123,4 +132,29 @@ impl Session<'_> {
 pub fn nanoseconds_since_epoch(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kills that were counted before are nobody's, and an end without one is none.
+    #[test]
+    fn an_end_is_a_victim_s_only_near_a_kill() {
+        let mut victims = Victims::default();
+        victims.ended(3);
+        assert_eq!(victims.take(), Vec::<u16>::new());
+        // As if one more had been counted since.
+        victims.kills = victims.kills.wrapping_sub(1);
+        let has_count = kills() > 0;
+        if has_count {
+            assert_eq!(victims.take(), [3]);
+            assert!(victims.ended.is_empty());
+            victims.ended(4);
+            assert_eq!(victims.take(), [4], "its teardown took longer");
+            victims.rose = Some(Instant::now() - TEARDOWN * 2);
+            victims.ended(5);
+            assert_eq!(victims.take(), Vec::<u16>::new());
+        }
+    }
 }

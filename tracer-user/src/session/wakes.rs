@@ -75,14 +75,16 @@ impl Wakes {
         let retry = sleep_until(retry.map(tokio::time::Instant::from_std));
         let snapshot = sleep_until(self.next_snapshot);
         let [terminate, hangup, user1, user2] = &mut self.forwarded;
+        // Who is steered is told to end, and signals are for who steers; they are caught all the same, and end nobody.
+        let heeds = self.steering.control.is_none();
         tokio::select! {
             biased;
             _ = self.child.recv() => Ok(Wake::Child),
-            _ = self.interrupt.recv() => Ok(Wake::Interrupt),
-            _ = terminate.0.recv() => Ok(Wake::Forward(terminate.1)),
-            _ = hangup.0.recv() => Ok(Wake::Forward(hangup.1)),
-            _ = user1.0.recv() => Ok(Wake::Forward(user1.1)),
-            _ = user2.0.recv() => Ok(Wake::Forward(user2.1)),
+            _ = self.interrupt.recv(), if heeds => Ok(Wake::Interrupt),
+            _ = terminate.0.recv(), if heeds => Ok(Wake::Forward(terminate.1)),
+            _ = hangup.0.recv(), if heeds => Ok(Wake::Forward(hangup.1)),
+            _ = user1.0.recv(), if heeds => Ok(Wake::Forward(user1.1)),
+            _ = user2.0.recv(), if heeds => Ok(Wake::Forward(user2.1)),
             () = time_is_up => {
                 self.until = None;
                 Ok(Wake::TimeIsUp)
