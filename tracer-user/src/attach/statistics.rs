@@ -37,11 +37,6 @@ pub fn keep_statistics() -> Result<OwnedFd, AttachError> {
 }
 
 impl Kernel {
-    /// Counts from now on, until what is given is dropped.
-    pub fn count_runs(&self) -> Result<OwnedFd, AttachError> {
-        syscall::enable_statistics().map_err(object_error("statistics of programs"))
-    }
-
     /// What has been counted.
     pub fn run_statistics(&self) -> Result<RunStatistics, AttachError> {
         let mut sum = RunStatistics::default();

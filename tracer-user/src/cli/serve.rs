@@ -326,3 +326,28 @@ fn log(verbose: u8) {
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// What packages' manifests are checked against, which another crate keeps, is what we take.
+    #[test]
+    fn packages_know_our_flags() {
+        let known = include_str!("../../../xtask/src/package/manifests/flags.rs");
+        let table = known.split("const FLAGS").nth(1).unwrap().split("];").next().unwrap();
+        let rows: Vec<(&str, bool)> = table
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("(\"--")?.split_once("\", "))
+            .map(|(name, rest)| (name, rest.starts_with("true")))
+            .collect();
+        assert!(rows.len() >= 20, "{rows:?}");
+        let command = crate::cli::Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        for (name, takes_value) in rows {
+            let flag = serve.get_arguments().find(|argument| argument.get_long() == Some(name));
+            let takes = flag.map(|flag| flag.get_action().takes_values());
+            assert_eq!(takes, Some(takes_value), "--{name}");
+        }
+    }
+}

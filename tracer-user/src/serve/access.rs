@@ -13,11 +13,9 @@ use std::{
 };
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
+use base64::{Engine as _, engine::general_purpose::STANDARD_PAD_INDIFFERENT};
 
-use super::{
-    base64,
-    tls::{Tls, TlsError, TlsFiles},
-};
+use super::tls::{Tls, TlsError, TlsFiles};
 
 /// Shortest token that nobody guesses.
 const LEAST_TOKEN_BYTES: usize = 16;
@@ -155,7 +153,7 @@ fn secret(header: &str) -> Option<Vec<u8>> {
     if !scheme.eq_ignore_ascii_case("basic") {
         return None;
     }
-    let pair = base64::decode(value)?;
+    let pair = STANDARD_PAD_INDIFFERENT.decode(value).ok()?;
     let colon = pair.iter().position(|byte| *byte == b':')?;
     Some(pair[colon + 1..].to_vec())
 }

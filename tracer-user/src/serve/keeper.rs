@@ -80,6 +80,7 @@ impl Keeper {
             Some(why) => {
                 // What was is no longer what is.
                 self.before.remove(&kind);
+                self.awaited.retain(|(of, _)| *of != kind);
                 self.state.change(|now| now.forget(kind));
                 tracing::warn!(kind = kind.name(), "{}", text::visible(&why));
                 self.problems.insert(kind, why);
@@ -98,7 +99,9 @@ impl Keeper {
     fn moment(&mut self, pids: Vec<u32>, what: String) {
         tracing::warn!(?pids, "{}", text::visible(&what));
         let moment = Moment { pids, what, at: SystemTime::now() };
-        for (kind, control) in &self.controls {
+        // One that does not work never answers, and its moments would take the others' room.
+        let works = |kind: &Kind| !self.problems.contains_key(kind);
+        for (kind, control) in self.controls.iter().filter(|(kind, _)| works(kind)) {
             if self.awaited.len() < MOST_AWAITED {
                 self.awaited.push((*kind, moment.clone()));
                 control.ask_for_snapshot();

@@ -4,10 +4,11 @@
 //! has the history keep that; whoever asks gets answers from the history and from the newest snapshots. It must not know eBPF, windows or interpreters: those are the session's.
 
 pub mod access;
-mod base64;
 pub mod cgroup;
 pub mod confine;
 pub mod engine;
+#[cfg(test)]
+mod fake_root;
 pub mod history;
 pub mod http;
 pub mod keeper;

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::SessionError;
-use crate::attach::{Kernel, RunStatistics, Slot};
+use crate::attach::{Kernel, RunStatistics, Slot, keep_statistics};
 use crate::budget::costs::TrapCost;
 use crate::drain::{Totals, read_totals};
 
@@ -169,12 +169,12 @@ pub struct TrapClock {
 
 impl TrapClock {
     /// From now on it is measured.
-    pub fn start(kernel: &Kernel) -> Self {
+    pub fn start() -> Self {
         Self {
             cost: TrapCost::default(),
             begin: RunStatistics::default(),
             run: 0.0,
-            _counting: kernel.count_runs().ok(),
+            _counting: keep_statistics().ok(),
         }
     }
 

@@ -45,7 +45,10 @@ impl Victims {
 
     /// Those that ended when somebody had just been killed for want of memory. Which of them it was the kernel's count does not say: with several, all are taken. To be asked at each tick.
     fn take(&mut self) -> Vec<u16> {
-        let (now, kills) = (Instant::now(), kills());
+        self.judge(kills(), Instant::now())
+    }
+
+    fn judge(&mut self, kills: u64, now: Instant) -> Vec<u16> {
         if kills > self.kills {
             self.rose = Some(now);
         }
@@ -138,23 +141,32 @@ pub fn nanoseconds_since_epoch(time: SystemTime) -> u64 {
 mod tests {
     use super::*;
 
-    /// Kills that were counted before are nobody's, and an end without one is none.
+    fn victims(kills: u64) -> Victims {
+        Victims { kills, rose: None, ended: Vec::new() }
+    }
+
+    const NOBODY: [u16; 0] = [];
+
+    /// A kill of hours ago made a victim of whoever ended next.
     #[test]
     fn an_end_is_a_victim_s_only_near_a_kill() {
-        let mut victims = Victims::default();
-        victims.ended(3);
-        assert_eq!(victims.take(), Vec::<u16>::new());
-        // As if one more had been counted since.
-        victims.kills = victims.kills.wrapping_sub(1);
-        let has_count = kills() > 0;
-        if has_count {
-            assert_eq!(victims.take(), [3]);
-            assert!(victims.ended.is_empty());
-            victims.ended(4);
-            assert_eq!(victims.take(), [4], "its teardown took longer");
-            victims.rose = Some(Instant::now() - TEARDOWN * 2);
-            victims.ended(5);
-            assert_eq!(victims.take(), Vec::<u16>::new());
-        }
+        let (mut victims, now) = (victims(7), Instant::now());
+        assert_eq!(victims.judge(8, now), NOBODY, "somebody else's");
+        let later = now + TEARDOWN * 2;
+        victims.ended.push((3, later));
+        assert_eq!(victims.judge(8, later), NOBODY);
+        assert_eq!(victims.judge(9, later + WAIT * 2), NOBODY, "it ended long before that kill");
+        assert!(victims.ended.is_empty());
+    }
+
+    #[test]
+    fn a_kill_may_be_counted_after_the_end_was_told_and_long_before_it() {
+        let (mut victims, now) = (victims(7), Instant::now());
+        victims.ended.push((3, now));
+        assert_eq!(victims.judge(7, now), NOBODY);
+        assert_eq!(victims.judge(8, now + WAIT / 2), [3]);
+        victims.ended.push((4, now + TEARDOWN / 2));
+        assert_eq!(victims.judge(8, now + TEARDOWN / 2), [4], "its memory took so long to go");
+        assert_eq!(victims.judge(8, now + TEARDOWN / 2), NOBODY, "once");
     }
 }

@@ -123,16 +123,20 @@ impl Turns {
         }
     }
 
-    /// Sorts the points of interpreters of which windows have watched every point.
-    pub fn sort(&mut self, most: Most) {
+    /// Sorts the points of interpreters of which windows have watched every point. Which those are.
+    pub fn sort(&mut self, most: Most) -> Vec<usize> {
+        let mut sorted = Vec::new();
         let interpreters = self.plans.len().max(1) as f64;
-        for plan in self.plans.values_mut().filter(|plan| plan.is_learned && plan.is_cold.is_empty()) {
+        let unsorted = self.plans.iter_mut().filter(|(_, plan)| plan.is_learned && plan.is_cold.is_empty());
+        for (number, plan) in unsorted {
+            sorted.push(*number);
             let is_cold = cold(&plan.rates(), most.kept / interpreters);
             // From now on what they see is counted all the time.
             let counts = plan.hits.iter_mut().zip(&is_cold).filter(|(_, is_cold)| **is_cold);
             counts.for_each(|(hits, _)| *hits = (0.0, 0.0));
             plan.set_cold(is_cold);
         }
+        sorted
     }
 
     /// Those that are hit most of what is armed all the time are no longer, until the rest is what may be hit. The share of hits that is left.
@@ -253,7 +257,8 @@ mod tests {
     fn who_turns_out_to_be_hit_often_is_evicted_and_the_others_stay() {
         let mut turns = Turns { plans: FxHashMap::from_iter([(1, plan())]), ..Turns::default() };
         let most = Most { kept: 100.0, turn: 1e6 };
-        turns.sort(most);
+        assert_eq!(turns.sort(most), [1]);
+        assert_eq!(turns.sort(most), [0; 0], "it is sorted");
         assert!(turns.evict(most) >= 1.0);
         turns.plans.get_mut(&1).unwrap().hits[0] = (50.0, 0.1);
         assert!(turns.evict(most) < 0.01);

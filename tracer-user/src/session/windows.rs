@@ -141,7 +141,7 @@ impl Windows {
         Ok(Self {
             governor: Governor::new(budget),
             random,
-            clock: TrapClock::start(kernel),
+            clock: TrapClock::start(),
             reader: FlowReader::default(),
             processes: FxHashMap::default(),
             stretch: None,

@@ -2,7 +2,6 @@
 //!
 //! What is left out is never lost: sums stay. It must not know requests or formats.
 
-use indexmap::IndexSet;
 use rustc_hash::FxHashMap;
 
 use crate::output::{aggregate::frame_texts, text};
@@ -32,38 +31,12 @@ pub fn with_fewer_looks(profile: &Profile, most: usize) -> Option<Profile> {
     Some(thinned)
 }
 
-/// The profile with those processes alone that `keep` wants, and the frames that their samples point to.
+/// The profile with those processes alone that `keep` wants.
 #[must_use]
 pub fn processes(profile: &Profile, keep: impl Fn(&Process) -> bool) -> Profile {
-    let mut kept = Profile {
-        recording: profile.recording.clone(),
-        processes: Vec::new(),
-        frames: IndexSet::default(),
-        samples: Vec::new(),
-    };
-    let mut places: Vec<Option<ProcessIndex>> = Vec::with_capacity(profile.processes.len());
-    for process in &profile.processes {
-        let index = ProcessIndex(u32::try_from(kept.processes.len()).unwrap_or(u32::MAX));
-        places.push(keep(process).then_some(index));
-        if keep(process) {
-            kept.processes.push(process.clone());
-        }
-    }
-    for sample in &profile.samples {
-        let Some(process) = places.get(sample.process.0 as usize).copied().flatten() else { continue };
-        let stack = sample.stack.iter().filter_map(|id| copy_frame(profile, id, &mut kept)).collect();
-        kept.samples.push(Sample { process, stack, ..sample.clone() });
-    }
+    let mut kept = profile.clone();
+    kept.retain_processes(keep);
     kept
-}
-
-fn copy_frame(profile: &Profile, id: FrameId, kept: &mut Profile) -> Option<FrameId> {
-    let frame = profile.frames.get_index(id.0 as usize)?;
-    let place = match kept.frames.get_index_of(frame) {
-        Some(place) => place,
-        None => kept.frames.insert_full(frame.clone()).0,
-    };
-    u32::try_from(place).ok().map(FrameId)
 }
 
 /// The profile with its biggest stacks, as many as make `most_bytes` of text; `None`: all do.
@@ -136,6 +109,8 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+
+    use indexmap::IndexSet;
 
     use super::*;
     use crate::profile::{Amount, Cost, Coverage, Figures, Look, Losses, Recording, Series};

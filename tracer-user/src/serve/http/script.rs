@@ -4,9 +4,8 @@
 //! text that does nothing. It must not know what is drawn.
 
 use axum::http::HeaderValue;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ring::digest::{SHA256, digest};
-
-use crate::serve::base64;
 
 /// What the viewer's outermost element says to be done once it is there.
 const ON_LOAD: &str = "init(evt)";
@@ -16,7 +15,7 @@ pub const NOTHING: &str = "default-src 'none'; base-uri 'none'; form-action 'non
 /// The digest of a script or a style, as a policy names it.
 #[must_use]
 pub fn source(text: &str) -> String {
-    format!("'sha256-{}'", base64::encode(digest(&SHA256, text.as_bytes()).as_ref()))
+    format!("'sha256-{}'", BASE64_STANDARD.encode(digest(&SHA256, text.as_bytes())))
 }
 
 /// The policy of a flame graph: its first script, which the drawing crate writes before any name.

@@ -213,18 +213,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::serve::fake_root::root as tree;
 
     const MIB: u64 = 1 << 20;
-
-    fn tree(files: &[(&str, &str)]) -> TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
 
     fn of(root: &TempDir) -> Option<Group> {
         GroupReader::new(root.path()).of(7)

@@ -136,7 +136,7 @@ impl Windows {
     pub(super) fn tend_base(&mut self, kernel: &mut Kernel, running: &[&Traced]) -> Result<(), SessionError> {
         let Some(turns) = &mut self.turns else { return Ok(()) };
         turns.meet(running);
-        self.sort_if_due(kernel)?;
+        self.sort_if_due(kernel, running)?;
         // Where links are for all processes of a file, what is cold in ours may be hit by the million in others.
         if !kernel.filters_by_process() {
             return Ok(());
@@ -273,7 +273,7 @@ impl Windows {
     }
 
     /// Sorts points once all have been watched, and evicts some where those that are armed all the time are too much.
-    fn sort_if_due(&mut self, kernel: &Kernel) -> Result<(), SessionError> {
+    fn sort_if_due(&mut self, kernel: &Kernel, running: &[&Traced]) -> Result<(), SessionError> {
         let is_too_dear = self.is_base_too_dear();
         let wants_sorting = self.turns.as_ref().is_some_and(Turns::wants_sorting);
         if !(wants_sorting || is_too_dear) {
@@ -283,8 +283,11 @@ impl Windows {
         let most = self.most();
         let Some(turns) = &mut self.turns else { return Ok(()) };
         if wants_sorting {
-            turns.sort(most);
-            self.processes.values_mut().for_each(Windowed::begin_anew);
+            let sorted = turns.sort(most);
+            // Those of other interpreters have nothing new to be seen.
+            for traced in running.iter().filter(|traced| sorted.contains(&traced.plan_number())) {
+                self.processes.get_mut(&traced.slot.number).into_iter().for_each(Windowed::begin_anew);
+            }
         }
         let left = if is_too_dear { turns.evict(most) } else { 1.0 };
         if left < 1.0 {

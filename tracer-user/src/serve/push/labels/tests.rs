@@ -1,21 +1,10 @@
 //! Labels against folders that look like a host's, a pod's and a node's.
 
-use tempfile::TempDir;
-
 use super::*;
+use crate::serve::fake_root::root;
 
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const UID: &str = "8dbc5577-d0e2-4706-8787-57d52c03ddf2";
-
-fn root(files: &[(&str, &str)]) -> TempDir {
-    let root = tempfile::tempdir().unwrap();
-    for (path, text) in files {
-        let path = root.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-    root
-}
 
 fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
